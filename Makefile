@@ -1,0 +1,81 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STUBS := clients/python
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I third_party/googleapis \
+	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) protos/clforge/v1/*.proto
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml requirements-test.lock
+	@$(PYTHON) -c 'import sys; sys.exit("CLForge needs Python 3.11 or later; this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements-test.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Make the virtual environment, with everything that tests and the demo need
+
+.PHONY: demo
+demo: setup ## Start both services on a small model, stream a text, answer four requests at once
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: setup ## Run all tests
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: setup ## Run what CI checks without running the code: lint, format, types, protos, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.binpb
+	@$(MAKE) --no-print-directory check-gen
+
+.PHONY: check-gen
+check-gen: setup
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC,$$fresh); touch "$$fresh/clforge/v1/__init__.py"; \
+	diff -r --exclude=__pycache__ "$$fresh/clforge/v1" $(STUBS)/clforge/v1 \
+	|| { echo "the generated code is out of date: run make gen and commit the result" >&2; exit 1; }
+
+.PHONY: gen
+gen: setup ## Generate the Python stubs from protos/
+	@$(call PROTOC,$(STUBS))
+	@touch $(STUBS)/clforge/v1/__init__.py
+
+.PHONY: format
+format: setup ## Format the code, and mend what the linter can mend
+	@-$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup ## Measure tokens/s beside llama.cpp's (builds llama.cpp once, ten minutes)
+	@$(BIN)/python -m benchmarks.bench
+
+.PHONY: parity
+parity: setup ## Compare logits with llama.cpp's, and renew the fixture that CI compares with
+	@$(BIN)/python -m tests.parity.make_fixture
+
+.PHONY: oclgrind
+oclgrind: setup ## Run every portable kernel under Oclgrind (Debian package oclgrind)
+	@$(BIN)/python -m pytest tests/test_oclgrind.py --oclgrind=full
+
+.PHONY: lock
+lock: ## Renew requirements-test.lock from pyproject.toml
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/pip" install --disable-pip-version-check --quiet -e '.[cpu,dev]'; \
+	"$$fresh/bin/pip" freeze --exclude-editable > requirements-test.lock
+
+.PHONY: clean
+clean: ## Remove the virtual environment and all caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info
