@@ -1,0 +1,81 @@
+"""What a stream still has to send: updates in order, numbered per choice, merged while the writer is late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from clforge.v1.generation_pb2 import Accepted, Delta, Finished, Update
+
+
+class Outbox:
+    """Collects updates from one event loop's callbacks and hands them to that loop's one writer in batches.
+
+    A delta for a choice whose last unsent update is a delta is merged into it, so that a slow reader costs one message
+    however many steps went by; what is held is bounded by the requests' credit. Sequence numbers count what is sent:
+    per choice from 0, without gaps.
+    """
+
+    def __init__(self) -> None:
+        self._unsent: list[Update] = []
+        self._open_deltas: dict[tuple[int, int], Update] = {}
+        self._next_sequence: dict[tuple[int, int], int] = {}
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def accepted(self, request_id: int, accepted: Accepted) -> None:
+        """The request was admitted; counts as an update of its choice 0."""
+        self._append(Update(request_id=request_id, accepted=accepted))
+
+    def delta(self, request_id: int, choice: int, delta: Delta) -> None:
+        """More output of a choice."""
+        waiting = self._open_deltas.get((request_id, choice))
+        if waiting is not None:
+            waiting.delta.text += delta.text
+            waiting.delta.token_ids.extend(delta.token_ids)
+            waiting.delta.num_tokens += delta.num_tokens
+            waiting.delta.logprobs.extend(delta.logprobs)
+        else:
+            update = Update(request_id=request_id, choice=choice, delta=delta)
+            self._append(update)
+            self._open_deltas[request_id, choice] = update
+
+    def finished(self, request_id: int, choice: int, finished: Finished) -> None:
+        """The last update of a choice; its numbering is forgotten."""
+        self._append(Update(request_id=request_id, choice=choice, finished=finished))
+        self._open_deltas.pop((request_id, choice), None)
+        self._next_sequence.pop((request_id, choice), None)
+
+    def forget(self, request_id: int) -> None:
+        """Drops the numbering of a request that ends without a terminal update, because its reader is gone."""
+        for key in [key for key in self._next_sequence if key[0] == request_id]:
+            del self._next_sequence[key]
+
+    def close(self) -> None:
+        """No more updates will come: `batches` ends once all are handed out."""
+        self._closed = True
+        self._changed.set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been handed to the writer."""
+        return not self._unsent
+
+    async def batches(self) -> AsyncIterator[list[Update]]:
+        """Everything unsent, as soon as there is something, until `close`. One consumer."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._unsent:
+                batch, self._unsent = self._unsent, []
+                self._open_deltas.clear()
+                yield batch
+            if self._closed and not self._unsent:
+                return
+
+    def _append(self, update: Update) -> None:
+        key = update.request_id, update.choice
+        update.sequence = self._next_sequence.get(key, 0)
+        self._next_sequence[key] = update.sequence + 1
+        self._unsent.append(update)
+        self._changed.set()

@@ -1,0 +1,99 @@
+"""gRPC servers and channels as both services make them: one policy for keepalive, message sizes and errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from service_common.addresses import Address
+from service_common.status import abort, as_request_error
+
+MAX_MESSAGE_BYTES = 16 << 20
+KEEPALIVE_SECONDS = 60  # how often an idle connection is probed; a prefill may send nothing for longer
+KEEPALIVE_TIMEOUT_SECONDS = 20
+MIN_PING_SECONDS = 10  # a client that pings more often than this gets GOAWAY
+
+_COMMON_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def make_server() -> grpc.aio.Server:
+    """An asyncio server without services or ports. What its handlers raise reaches clients by `status.to_status`."""
+    options = [
+        *_COMMON_OPTIONS,
+        ("grpc.so_reuseport", 0),  # otherwise a second server takes over half of the first one's port without a word
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+    ]
+    return grpc.aio.server(interceptors=[StatusInterceptor()], options=options)
+
+
+def make_channel(address: Address) -> grpc.aio.Channel:
+    """A plaintext channel to `address` that reconnects by itself, at least every 3 seconds."""
+    options = [
+        *_COMMON_OPTIONS,
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 3000),
+        ("grpc.enable_http_proxy", 0),  # an engine link never goes through a proxy meant for the web
+    ]
+    return grpc.aio.insecure_channel(address.target, options=options)
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Lets handlers raise RequestError; whatever else escapes them becomes INTERNAL with an id (see `status`)."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        wrap, make = _WRAPPERS[handler.request_streaming, handler.response_streaming]
+        behavior = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
+        return make(wrap(behavior), handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+
+
+def _answering_once(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(behavior)
+    async def wrapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behavior(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, as_request_error(error))
+
+    return wrapped
+
+
+def _answering_many(behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    @functools.wraps(behavior)
+    async def wrapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in behavior(request, context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, as_request_error(error))
+
+    return wrapped
+
+
+_WRAPPERS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[..., Any]]] = {
+    (False, False): (_answering_once, grpc.unary_unary_rpc_method_handler),
+    (False, True): (_answering_many, grpc.unary_stream_rpc_method_handler),
+    (True, False): (_answering_once, grpc.stream_unary_rpc_method_handler),
+    (True, True): (_answering_many, grpc.stream_stream_rpc_method_handler),
+}
