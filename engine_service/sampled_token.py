@@ -1,0 +1,13 @@
+"""What the sampler gives for a row of logits. No OpenCL here, so that the scheduler may know it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class SampledToken(NamedTuple):
+    """A chosen token. `logprob` (None if not asked for) and `top`, (id, logprob) best first, are of the unfiltered row."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]

@@ -1,0 +1,1 @@
+"""OpenCL sources, read with importlib.resources; this package holds no Python code."""

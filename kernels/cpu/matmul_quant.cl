@@ -1,0 +1,275 @@
+// y = weights x activations for quantised weights, and activations quantised per 32 (docs/numerics.md sections 2 and 4).
+//
+// Defines: the layout's (kernels/weight_tile.cl); BIAS adds bias[n]; RESIDUAL adds what y holds.
+// CLF_VNNI (with AVX2) takes AVX-512's dot product; whoever builds with it has checked that the processor has VNNI and VL.
+//
+// A work-item computes ROW_GROUPS groups of 8 weight rows for all tokens: launch ceil(N / (8 * ROW_GROUPS)) items or more.
+// Lanes are weight rows. Tokens go TOKENS at a time, so that codes unpacked once serve several; a tile that is not full
+// repeats its last token. Sums inside a block are integers and all other sums follow K, so tiling changes no result.
+#ifndef ROW_GROUPS
+#define ROW_GROUPS 2
+#endif
+#ifndef TOKENS
+#define TOKENS 4
+#endif
+#define SEGMENT 16                    // blocks of 32 in a segment of docs/numerics.md section 4
+#define HALVES (GROUP == 16 ? 2 : 1)  // parts of a block with a scale of their own
+
+// Inlined before loops are unrolled, so that `tokens` is a constant and arrays over it live in registers.
+#define INLINE static inline __attribute__((always_inline))
+#define FOR(i, n) _Pragma("unroll") for (int i = 0; i < n; i++)
+
+#if CODE_BITS == 8 && defined(CLF_AVX2) && !defined(CLF_VNNI)
+#define WIDE 1  // codes of 8 bits would overflow the int16 sums of vpmaddubsw: multiplied as int16
+#else
+#define WIDE 0
+#endif
+
+// A segment of a tile of tokens, gathered so that rows whose distance is a multiple of 4 KiB do not share cache sets.
+typedef struct {
+  int8 codes[SEGMENT][TOKENS][1 + WIDE];  // int8 quads in order; WIDE: int16 pairs (0, 2), then (1, 3), of each quad
+  int zero[TOKENS][SEGMENT * HALVES];     // what the weights' zero adds to each integer sum
+  float scale[TOKENS][SEGMENT];           // d
+  float sum[TOKENS][SEGMENT];             // float(s[0] + s[1]) * d
+} activations_t;
+
+// Token t of the tile is `count` blocks from block `first` of the whole xq on.
+INLINE void load_activations(activations_t *x, __global const char *xq, __global const float *xd,
+                                    __global const short *xsum, size_t first, int count, int t) {
+  xsum += 2 * first;
+  for (int b = 0; b < count; b++) {
+    int8 quads = ((__global const int8 *)xq)[first + b];
+#if WIDE
+    x->codes[b][t][0] = as_int8((as_short16(quads) << (short)8) >> (short)8);
+    x->codes[b][t][1] = as_int8(as_short16(quads) >> (short)8);
+#else
+    x->codes[b][t][0] = quads;
+#endif
+  }
+  for (int b = 0; b < count; b++) x->scale[t][b] = xd[first + b];
+#if HALVES == 2
+  for (int h = 0; h < 2 * count; h++) x->zero[t][h] = -CODE_ZERO * xsum[h];
+#elif CODE_ZERO
+  for (int b = 0; b < count; b++) x->zero[t][b] = -CODE_ZERO * (xsum[2 * b] + xsum[2 * b + 1]);
+#endif
+#if HAS_MIN
+  for (int b = 0; b < count; b++) x->sum[t][b] = (float)(xsum[2 * b] + xsum[2 * b + 1]) * x->scale[t][b];
+#endif
+}
+
+#ifdef CLF_AVX2
+typedef char v32c __attribute__((__vector_size__(32)));
+typedef short v16s __attribute__((__vector_size__(32)));
+typedef ushort ushort16_unaligned __attribute__((ext_vector_type(16), aligned(16)));
+
+#define LOAD(p) (*(__global const ushort16_unaligned *)(p))
+
+// Step s of a block takes two vectors of codes; each is multiplied with an int of activations, 2s and 2s + 1 of the block's.
+#define STEPS (WIDE ? 8 : 4)
+
+INLINE void load_codes(ushort16 *codes, __global const uchar *block, int s) {
+#if CODE_BITS == 8 && !WIDE
+  codes[0] = LOAD(block + s * 64);
+  codes[1] = LOAD(block + s * 64 + 32);
+#elif CODE_BITS == 8
+  ushort16 quad = LOAD(block + s * 32);
+  codes[0] = quad & (ushort)0xff;
+  codes[1] = quad >> (ushort)8;
+#else
+  ushort16 packed = LOAD(block + s * 32);
+  codes[0] = packed & (ushort)0x0f0f;
+  codes[1] = (packed >> (ushort)4) & (ushort)0x0f0f;
+#if CODE_BITS == 5
+  ushort16 bits = LOAD(block + 128);
+  codes[0] |= (s < 2 ? bits << (ushort)(4 - 2 * s) : bits >> (ushort)(2 * s - 4)) & (ushort)0x1010;
+  codes[1] |= (s < 2 ? bits << (ushort)(3 - 2 * s) : bits >> (ushort)(2 * s - 3)) & (ushort)0x1010;
+#elif CODE_BITS == 6
+  ushort16 bits = LOAD(block + 128 + s / 2 * 32);
+  codes[0] |= (s % 2 ? bits : bits << (ushort)4) & (ushort)0x3030;
+  codes[1] |= (s % 2 ? bits >> (ushort)2 : bits << (ushort)2) & (ushort)0x3030;
+#endif
+#endif
+}
+
+// The empty volatile statements keep the order of the source: the compiler's own spills every unpacked code.
+#if defined(CLF_VNNI)
+static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
+  __asm__ volatile("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+  return sum;
+}
+#elif WIDE
+static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
+  sum += as_int8(__builtin_ia32_pmaddwd256(__builtin_astype(codes, v16s), __builtin_astype(x, v16s)));
+  __asm__ volatile("" : "+x"(sum));
+  return sum;
+}
+#else
+// int16 sums are widened after this many steps: a step adds up to 2 * 2 * 127 * (2^CODE_BITS - 1) to a lane.
+#define STEPS_PER_SUM (CODE_BITS == 4 ? 4 : CODE_BITS == 5 ? 2 : 1)
+
+static inline short16 multiply_add16(short16 sum, ushort16 codes, int8 x) {
+  sum += __builtin_astype(__builtin_ia32_pmaddubsw256(__builtin_astype(codes, v32c), __builtin_astype(x, v32c)), short16);
+  __asm__ volatile("" : "+x"(sum));
+  return sum;
+}
+
+static inline int8 widen_add(int8 sum, short16 sum16) {
+  short16 ones = (short16)(1);
+  return sum + as_int8(__builtin_ia32_pmaddwd256(__builtin_astype(sum16, v16s), __builtin_astype(ones, v16s)));
+}
+#endif
+
+// sums[g][t] += codes x activations over half `h` of block b of the segment.
+INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
+                                int h, int tokens) {
+#ifdef STEPS_PER_SUM
+  short16 sums16[ROW_GROUPS][TOKENS];
+#endif
+  FOR(i, STEPS / HALVES) {
+    int s = h * STEPS / HALVES + i;
+    ushort16 codes[ROW_GROUPS][2];
+    FOR(g, ROW_GROUPS) load_codes(codes[g], blocks[g], s);
+    FOR(j, 2) FOR(t, tokens) {
+      int8 quad = (int8)(((const int *)x->codes[b][t])[WIDE ? 8 * j + s : 2 * s + j]);
+      FOR(g, ROW_GROUPS) {
+#ifdef STEPS_PER_SUM
+        bool first = i % STEPS_PER_SUM == 0 && j == 0;
+        sums16[g][t] = multiply_add16(first ? (short16)(0) : sums16[g][t], codes[g][j], quad);
+#else
+        sums[g][t] = multiply_add(sums[g][t], codes[g][j], quad);
+#endif
+      }
+    }
+#ifdef STEPS_PER_SUM
+    if (i % STEPS_PER_SUM == STEPS_PER_SUM - 1) {
+      FOR(t, tokens) FOR(g, ROW_GROUPS) sums[g][t] = widen_add(sums[g][t], sums16[g][t]);
+    }
+#endif
+  }
+}
+#else
+INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
+                                int h, int tokens) {
+  for (int g = 0; g < ROW_GROUPS; g++) {
+    int lanes[TOKENS][8] = {{0}};
+    for (int row = 0; row < 8; row++) {
+      for (int k = h * 16; k < h * 16 + 32 / HALVES; k++) {
+        int code = tile_code(blocks[g], row, k);
+        for (int t = 0; t < tokens; t++) lanes[t][row] += code * ((const char *)x->codes[b][t])[k];
+      }
+    }
+    for (int t = 0; t < tokens; t++) sums[g][t] += vload8(0, lanes[t]);
+  }
+}
+#endif
+
+// acc[g][t] takes the terms of block b of the segment, which is block `index` of its tiles.
+INLINE void add_block(v8f acc[][TOKENS], __global const uchar *const *tiles, int index, const activations_t *x, int b,
+                             int tokens) {
+  __global const uchar *blocks[ROW_GROUPS];
+  int8 sums[ROW_GROUPS][TOKENS];
+  FOR(g, ROW_GROUPS) blocks[g] = tiles[g] + index * BLOCK_BYTES;
+#if HALVES == 2
+  FOR(h, 2) {
+    int8 part[ROW_GROUPS][TOKENS];
+    FOR(t, tokens) FOR(g, ROW_GROUPS) part[g][t] = (int8)(x->zero[t][2 * b + h]);
+    add_products(part, blocks, x, b, h, tokens);
+    FOR(g, ROW_GROUPS) {
+      int8 scale = tile_half_scale(tiles[g], index, h);
+      FOR(t, tokens) sums[g][t] = h ? sums[g][t] + part[g][t] * scale : part[g][t] * scale;
+    }
+  }
+#else
+  FOR(t, tokens) FOR(g, ROW_GROUPS) sums[g][t] = (int8)(CODE_ZERO ? x->zero[t][b] : 0);
+  add_products(sums, blocks, x, b, 0, tokens);
+#endif
+  FOR(g, ROW_GROUPS) {
+    v8f scale = tile_scale(tiles[g], index);
+    FOR(t, tokens) acc[g][t] = clf_fma8(CLF_TO_FLOAT8(sums[g][t]), scale * x->scale[t][b], acc[g][t]);
+#if HAS_MIN
+    v8f minimum = tile_minimum(tiles[g], index);
+    FOR(t, tokens) acc[g][t] = clf_fma8(minimum, (v8f)(x->sum[t][b]), acc[g][t]);
+#endif
+  }
+}
+
+// Rows n .. n + 7 of one token, as far as there are: y points to row 0.
+static inline void store_rows(__global float *y, v8f total, __global const float *bias, int n, int N) {
+  if (n + 8 <= N) {
+#ifdef BIAS
+    total += clf_load8(bias + n);
+#endif
+#ifdef RESIDUAL
+    total = clf_load8(y + n) + total;
+#endif
+    clf_store8(y + n, total);
+    return;
+  }
+  float lanes[8];
+  clf_store8(lanes, total);
+  for (int i = 0; n + i < N; i++) {
+    float value = lanes[i];
+#ifdef BIAS
+    value += bias[n + i];
+#endif
+#ifdef RESIDUAL
+    value = y[n + i] + value;
+#endif
+    y[n + i] = value;
+  }
+}
+
+// Tokens m .. m + tokens - 1 (the last is repeated past M) for the row groups from `group` on; y points to column y_offset.
+INLINE void matmul_tile(__global const uchar *weights, __global const char *xq, __global const float *xd,
+                               __global const short *xsum, __global const float *bias, __global float *y, int y_stride, int N,
+                               int num_blocks, int group, int m, int M, int tokens) {
+  __global const uchar *tiles[ROW_GROUPS];
+  v8f total[ROW_GROUPS][TOKENS];
+  activations_t x;
+  FOR(g, ROW_GROUPS) {
+    int clamped = group + g < (N + 7) / 8 ? group + g : group;
+    tiles[g] = weights + (size_t)clamped * (num_blocks / TILE_BLOCKS) * TILE_BYTES;
+    FOR(t, tokens) total[g][t] = (v8f)(0.0f);
+  }
+  for (int first = 0; first < num_blocks; first += SEGMENT) {
+    int count = num_blocks - first < SEGMENT ? num_blocks - first : SEGMENT;
+    for (int t = 0; t < tokens; t++) {
+      size_t token = m + t < M ? m + t : M - 1;
+      load_activations(&x, xq, xd, xsum, token * num_blocks + first, count, t);
+    }
+    v8f acc[ROW_GROUPS][TOKENS];
+    FOR(g, ROW_GROUPS) FOR(t, tokens) acc[g][t] = (v8f)(0.0f);
+    for (int b = 0; b < count; b += TILE_BLOCKS) {
+      for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, tokens);
+      FOR(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
+    }
+    FOR(g, ROW_GROUPS) FOR(t, tokens) total[g][t] += acc[g][t];
+  }
+  FOR(t, tokens) {
+    if (m + t >= M) break;
+    FOR(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
+  }
+}
+
+// weights          u8, a matrix of N rows and K columns (kernels/weight_tile.cl); K is a multiple of 32 * TILE_BLOCKS
+// xq, xd, xsum     int8 [M][K], f32 [M][K / 32], int16 [M][K / 32][2]
+// bias             f32 [N], where BIAS
+// y                f32 [M][y_stride], of which columns y_offset .. y_offset + N - 1 are written
+// counts           int32; M is counts[count_index]
+__kernel void matmul_quant(__global const uchar *weights, __global const char *xq, __global const float *xd,
+                           __global const short *xsum,
+#ifdef BIAS
+                           __global const float *bias,
+#endif
+                           __global float *y, __global const int *counts, int count_index, int K, int N, int y_stride,
+                           int y_offset) {
+#ifndef BIAS
+  __global const float *bias = 0;
+#endif
+  int group = get_global_id(0) * ROW_GROUPS, M = counts[count_index];
+  if (group * 8 >= N) return;
+  y += y_offset;
+  int m = 0;
+  for (; M - m > 1; m += TOKENS) matmul_tile(weights, xq, xd, xsum, bias, y, y_stride, N, K / 32, group, m, M, TOKENS);
+  if (m < M) matmul_tile(weights, xq, xd, xsum, bias, y, y_stride, N, K / 32, group, m, M, 1);
+}

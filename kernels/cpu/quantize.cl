@@ -1,0 +1,10 @@
+// Rows of f32 activations to int8 codes with a scale per 32 (docs/numerics.md section 2). One work-item per row.
+//
+// x     f32 [M][K], any K >= 1; Kp is K rounded up to 32
+// xq    int8 [M][Kp], the padding 0
+// xd    f32 [M][Kp / 32]
+// xsum  int16 [M][Kp / 32][2]: sums of the codes of each half group
+__kernel void quantize_rows(__global const float *x, __global char *xq, __global float *xd, __global short *xsum, int K) {
+  size_t row = get_global_id(0), groups = (K + 31) / 32;
+  clf_quantize_row(x + row * K, K, xq + row * groups * 32, xd + row * groups, xsum + row * groups * 2);
+}
