@@ -3,21 +3,11 @@
 // Defines: the layout's (kernels/weight_tile.cl); BIAS adds bias[n]; RESIDUAL adds what y holds.
 // CLF_VNNI (with AVX2) takes AVX-512's dot product; whoever builds with it has checked that the processor has VNNI and VL.
 //
-// A work-item computes ROW_GROUPS groups of 8 weight rows for all tokens: launch ceil(N / (8 * ROW_GROUPS)) items or more.
-// Lanes are weight rows. Tokens go TOKENS at a time, so that codes unpacked once serve several; a tile that is not full
-// repeats its last token. Sums inside a block are integers and all other sums follow K, so tiling changes no result.
-#ifndef ROW_GROUPS
-#define ROW_GROUPS 2
-#endif
-#ifndef TOKENS
-#define TOKENS 4
-#endif
+// A work-item computes ROW_GROUPS groups of 8 weight rows for all tokens, in the tiles of kernels/weight_tile.cl: launch
+// ceil(N / (8 * ROW_GROUPS)) items or more. Sums inside a block are integers and all other sums follow K, so tiling changes
+// no result.
 #define SEGMENT 16                    // blocks of 32 in a segment of docs/numerics.md section 4
 #define HALVES (GROUP == 16 ? 2 : 1)  // parts of a block with a scale of their own
-
-// Inlined before loops are unrolled, so that `tokens` is a constant and arrays over it live in registers.
-#define INLINE static inline __attribute__((always_inline))
-#define FOR(i, n) _Pragma("unroll") for (int i = 0; i < n; i++)
 
 #if CODE_BITS == 8 && defined(CLF_AVX2) && !defined(CLF_VNNI)
 #define WIDE 1  // codes of 8 bits would overflow the int16 sums of vpmaddubsw: multiplied as int16
@@ -34,7 +24,7 @@ typedef struct {
 } activations_t;
 
 // Token t of the tile is `count` blocks from block `first` of the whole xq on.
-INLINE void load_activations(activations_t *x, __global const char *xq, __global const float *xd,
+static inline void load_activations(activations_t *x, __global const char *xq, __global const float *xd,
                                     __global const short *xsum, size_t first, int count, int t) {
   xsum += 2 * first;
   for (int b = 0; b < count; b++) {
@@ -67,7 +57,7 @@ typedef ushort ushort16_unaligned __attribute__((ext_vector_type(16), aligned(16
 // Step s of a block takes two vectors of codes; each is multiplied with an int of activations, 2s and 2s + 1 of the block's.
 #define STEPS (WIDE ? 8 : 4)
 
-INLINE void load_codes(ushort16 *codes, __global const uchar *block, int s) {
+static inline void load_codes(ushort16 *codes, __global const uchar *block, int s) {
 #if CODE_BITS == 8 && !WIDE
   codes[0] = LOAD(block + s * 64);
   codes[1] = LOAD(block + s * 64 + 32);
@@ -91,16 +81,16 @@ INLINE void load_codes(ushort16 *codes, __global const uchar *block, int s) {
 #endif
 }
 
-// The empty volatile statements keep the order of the source: the compiler's own spills every unpacked code.
+// The empty statements hide the sums from the compiler, whose own order of additions spills every unpacked code.
 #if defined(CLF_VNNI)
 static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
-  __asm__ volatile("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+  __asm__("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
   return sum;
 }
 #elif WIDE
 static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
   sum += as_int8(__builtin_ia32_pmaddwd256(__builtin_astype(codes, v16s), __builtin_astype(x, v16s)));
-  __asm__ volatile("" : "+x"(sum));
+  __asm__("" : "+x"(sum));
   return sum;
 }
 #else
@@ -109,7 +99,7 @@ static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
 
 static inline short16 multiply_add16(short16 sum, ushort16 codes, int8 x) {
   sum += __builtin_astype(__builtin_ia32_pmaddubsw256(__builtin_astype(codes, v32c), __builtin_astype(x, v32c)), short16);
-  __asm__ volatile("" : "+x"(sum));
+  __asm__("" : "+x"(sum));
   return sum;
 }
 
@@ -120,18 +110,18 @@ static inline int8 widen_add(int8 sum, short16 sum16) {
 #endif
 
 // sums[g][t] += codes x activations over half `h` of block b of the segment.
-INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
-                                int h, int tokens) {
+static inline void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
+                                int h, bool full) {
 #ifdef STEPS_PER_SUM
   short16 sums16[ROW_GROUPS][TOKENS];
 #endif
   FOR(i, STEPS / HALVES) {
     int s = h * STEPS / HALVES + i;
     ushort16 codes[ROW_GROUPS][2];
-    FOR(g, ROW_GROUPS) load_codes(codes[g], blocks[g], s);
-    FOR(j, 2) FOR(t, tokens) {
+    EACH(g, ROW_GROUPS) load_codes(codes[g], blocks[g], s);
+    FOR(j, 2) EACH(t, TOKENS) {
       int8 quad = (int8)(((const int *)x->codes[b][t])[WIDE ? 8 * j + s : 2 * s + j]);
-      FOR(g, ROW_GROUPS) {
+      EACH(g, ROW_GROUPS) {
 #ifdef STEPS_PER_SUM
         bool first = i % STEPS_PER_SUM == 0 && j == 0;
         sums16[g][t] = multiply_add16(first ? (short16)(0) : sums16[g][t], codes[g][j], quad);
@@ -142,15 +132,16 @@ INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *block
     }
 #ifdef STEPS_PER_SUM
     if (i % STEPS_PER_SUM == STEPS_PER_SUM - 1) {
-      FOR(t, tokens) FOR(g, ROW_GROUPS) sums[g][t] = widen_add(sums[g][t], sums16[g][t]);
+      EACH(t, TOKENS) EACH(g, ROW_GROUPS) sums[g][t] = widen_add(sums[g][t], sums16[g][t]);
     }
 #endif
   }
 }
 #else
-INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
-                                int h, int tokens) {
-  for (int g = 0; g < ROW_GROUPS; g++) {
+static inline void add_products(int8 sums[][TOKENS], __global const uchar *const *blocks, const activations_t *x, int b,
+                                int h, bool full) {
+  int tokens = full ? TOKENS : 1;
+  for (int g = 0; g < (full ? ROW_GROUPS : 1); g++) {
     int lanes[TOKENS][8] = {{0}};
     for (int row = 0; row < 8; row++) {
       for (int k = h * 16; k < h * 16 + 32 / HALVES; k++) {
@@ -164,90 +155,66 @@ INLINE void add_products(int8 sums[][TOKENS], __global const uchar *const *block
 #endif
 
 // acc[g][t] takes the terms of block b of the segment, which is block `index` of its tiles.
-INLINE void add_block(v8f acc[][TOKENS], __global const uchar *const *tiles, int index, const activations_t *x, int b,
-                             int tokens) {
+static inline void add_block(v8f acc[][TOKENS], __global const uchar *const *tiles, int index, const activations_t *x, int b,
+                             bool full) {
   __global const uchar *blocks[ROW_GROUPS];
   int8 sums[ROW_GROUPS][TOKENS];
-  FOR(g, ROW_GROUPS) blocks[g] = tiles[g] + index * BLOCK_BYTES;
+  EACH(g, ROW_GROUPS) blocks[g] = tiles[g] + index * BLOCK_BYTES;
 #if HALVES == 2
   FOR(h, 2) {
     int8 part[ROW_GROUPS][TOKENS];
-    FOR(t, tokens) FOR(g, ROW_GROUPS) part[g][t] = (int8)(x->zero[t][2 * b + h]);
-    add_products(part, blocks, x, b, h, tokens);
-    FOR(g, ROW_GROUPS) {
-      int8 scale = tile_half_scale(tiles[g], index, h);
-      FOR(t, tokens) sums[g][t] = h ? sums[g][t] + part[g][t] * scale : part[g][t] * scale;
+    EACH(t, TOKENS) EACH(g, ROW_GROUPS) part[g][t] = (int8)(x->zero[t][2 * b + h]);
+    add_products(part, blocks, x, b, h, full);
+    EACH(g, ROW_GROUPS) {
+      int8 scale = tile_half_scales(tiles[g], index, h);
+      EACH(t, TOKENS) sums[g][t] = h ? sums[g][t] + part[g][t] * scale : part[g][t] * scale;
     }
   }
 #else
-  FOR(t, tokens) FOR(g, ROW_GROUPS) sums[g][t] = (int8)(CODE_ZERO ? x->zero[t][b] : 0);
-  add_products(sums, blocks, x, b, 0, tokens);
+  EACH(t, TOKENS) EACH(g, ROW_GROUPS) sums[g][t] = (int8)(CODE_ZERO ? x->zero[t][b] : 0);
+  add_products(sums, blocks, x, b, 0, full);
 #endif
-  FOR(g, ROW_GROUPS) {
+  EACH(g, ROW_GROUPS) {
     v8f scale = tile_scale(tiles[g], index);
-    FOR(t, tokens) acc[g][t] = clf_fma8(CLF_TO_FLOAT8(sums[g][t]), scale * x->scale[t][b], acc[g][t]);
+    EACH(t, TOKENS) acc[g][t] = clf_fma8(CLF_TO_FLOAT8(sums[g][t]), scale * x->scale[t][b], acc[g][t]);
 #if HAS_MIN
     v8f minimum = tile_minimum(tiles[g], index);
-    FOR(t, tokens) acc[g][t] = clf_fma8(minimum, (v8f)(x->sum[t][b]), acc[g][t]);
+    EACH(t, TOKENS) acc[g][t] = clf_fma8(minimum, (v8f)(x->sum[t][b]), acc[g][t]);
 #endif
   }
 }
 
-// Rows n .. n + 7 of one token, as far as there are: y points to row 0.
-static inline void store_rows(__global float *y, v8f total, __global const float *bias, int n, int N) {
-  if (n + 8 <= N) {
-#ifdef BIAS
-    total += clf_load8(bias + n);
-#endif
-#ifdef RESIDUAL
-    total = clf_load8(y + n) + total;
-#endif
-    clf_store8(y + n, total);
-    return;
-  }
-  float lanes[8];
-  clf_store8(lanes, total);
-  for (int i = 0; n + i < N; i++) {
-    float value = lanes[i];
-#ifdef BIAS
-    value += bias[n + i];
-#endif
-#ifdef RESIDUAL
-    value = y[n + i] + value;
-#endif
-    y[n + i] = value;
-  }
-}
-
-// Tokens m .. m + tokens - 1 (the last is repeated past M) for the row groups from `group` on; y points to column y_offset.
-INLINE void matmul_tile(__global const uchar *weights, __global const char *xq, __global const float *xd,
+// The tile at row group `group` and token m; y points to column y_offset. What a full tile has past N or M repeats the last
+// row group or token and is not stored.
+static inline void matmul_tile(__global const uchar *weights, __global const char *xq, __global const float *xd,
                                __global const short *xsum, __global const float *bias, __global float *y, int y_stride, int N,
-                               int num_blocks, int group, int m, int M, int tokens) {
+                               int num_blocks, int group, int m, int M, bool full) {
   __global const uchar *tiles[ROW_GROUPS];
   v8f total[ROW_GROUPS][TOKENS];
   activations_t x;
-  FOR(g, ROW_GROUPS) {
+  size_t group_bytes = (size_t)(num_blocks / TILE_BLOCKS) * TILE_BYTES;
+  EACH(g, ROW_GROUPS) {
     int clamped = group + g < (N + 7) / 8 ? group + g : group;
-    tiles[g] = weights + (size_t)clamped * (num_blocks / TILE_BLOCKS) * TILE_BYTES;
-    FOR(t, tokens) total[g][t] = (v8f)(0.0f);
+    tiles[g] = weights + clamped * group_bytes;
+    EACH(t, TOKENS) total[g][t] = (v8f)(0.0f);
   }
   for (int first = 0; first < num_blocks; first += SEGMENT) {
     int count = num_blocks - first < SEGMENT ? num_blocks - first : SEGMENT;
-    for (int t = 0; t < tokens; t++) {
+    for (int t = 0; t < (full ? TOKENS : 1); t++) {
       size_t token = m + t < M ? m + t : M - 1;
       load_activations(&x, xq, xd, xsum, token * num_blocks + first, count, t);
     }
     v8f acc[ROW_GROUPS][TOKENS];
-    FOR(g, ROW_GROUPS) FOR(t, tokens) acc[g][t] = (v8f)(0.0f);
+    EACH(g, ROW_GROUPS) EACH(t, TOKENS) acc[g][t] = (v8f)(0.0f);
     for (int b = 0; b < count; b += TILE_BLOCKS) {
-      for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, tokens);
-      FOR(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
+      if (full && m == 0) EACH(g, ROW_GROUPS) prefetch_weights(tiles[g] + ROW_GROUPS * group_bytes, TILE_BYTES);
+      for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, full);
+      EACH(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
     }
-    FOR(g, ROW_GROUPS) FOR(t, tokens) total[g][t] += acc[g][t];
+    EACH(g, ROW_GROUPS) EACH(t, TOKENS) total[g][t] += acc[g][t];
   }
-  FOR(t, tokens) {
-    if (m + t >= M) break;
-    FOR(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
+  EACH(t, TOKENS) {
+    if (m + t < M) EACH(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
   }
 }
 
@@ -267,9 +234,9 @@ __kernel void matmul_quant(__global const uchar *weights, __global const char *x
   __global const float *bias = 0;
 #endif
   int group = get_global_id(0) * ROW_GROUPS, M = counts[count_index];
-  if (group * 8 >= N) return;
-  y += y_offset;
-  int m = 0;
-  for (; M - m > 1; m += TOKENS) matmul_tile(weights, xq, xd, xsum, bias, y, y_stride, N, K / 32, group, m, M, TOKENS);
-  if (m < M) matmul_tile(weights, xq, xd, xsum, bias, y, y_stride, N, K / 32, group, m, M, 1);
+  for (int m = 0; m < M; m += TOKENS) {
+    bool full = M - m > 1;
+    for (int g = group; g < group + ROW_GROUPS && g * 8 < N; g += full ? ROW_GROUPS : 1)
+      matmul_tile(weights, xq, xd, xsum, bias, y + y_offset, y_stride, N, K / 32, g, m, M, full);
+  }
 }

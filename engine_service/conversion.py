@@ -1,0 +1,166 @@
+"""Between the wire's messages and the engine's own types: the one place of the engine that knows both."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from clforge.v1 import generation_pb2 as pb
+from clforge.v1.engine_pb2 import TokenSubmit
+from engine_service.sampled_token import SampledToken
+from engine_service.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
+from engine_service.scheduler_messages import FinishedEvent, Load, RequestInfo
+from engine_service.sequence import FinishReason, Request, SequenceState
+from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
+from service_common.status import to_status
+
+_MAX_TIMEOUT_SECONDS = 86400 * 365
+
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+_STATES = {
+    SequenceState.QUEUED: pb.REQUEST_STATE_QUEUED,
+    SequenceState.PREFILL: pb.REQUEST_STATE_PREFILL,
+    SequenceState.DECODE: pb.REQUEST_STATE_DECODE,
+    SequenceState.PAUSED: pb.REQUEST_STATE_PAUSED,
+    SequenceState.PREEMPTED: pb.REQUEST_STATE_PREEMPTED,
+}
+
+
+def to_request(submit: TokenSubmit, *, engine_id: int, now: float, vocab_size: int, context_length: int) -> Request:
+    """A checked request. InvalidArgumentError, OutOfRangeError or UnimplementedError names what is wrong."""
+    params = submit.params
+    _check_prompt(submit, vocab_size, context_length)
+    _check_served(params)
+    sampling = params.sampling
+    stopping = params.stopping
+    return Request(
+        id=engine_id,
+        prompt_ids=tuple(submit.token_ids),
+        sampling=SamplingParams.create(
+            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+            temperature=_optional(sampling, "temperature"),
+            top_k=_optional(sampling, "top_k"),
+            top_p=_optional(sampling, "top_p"),
+            min_p=_optional(sampling, "min_p"),
+        ),
+        limits=GenerationLimits.create(
+            context_left=context_length - len(submit.token_ids),
+            vocab_size=vocab_size,
+            max_tokens=_optional(stopping, "max_tokens"),
+            min_tokens=_optional(stopping, "min_tokens"),
+            stop_token_ids=stopping.stop_token_ids,
+            ignore_eos=_optional(stopping, "ignore_eos"),
+        ),
+        arrival=now,
+        deadline=_deadline(params, now),
+        num_choices=params.n if params.HasField("n") else 1,
+        priority=params.priority,
+        initial_credit=_optional(params, "initial_credit"),
+        logprobs=checked_logprobs(_optional(params, "logprobs")),
+    )
+
+
+def to_delta(token: SampledToken) -> pb.Delta:
+    """One token as a delta."""
+    delta = pb.Delta(token_ids=[token.token_id], num_tokens=1)
+    if token.logprob is not None:
+        top = [pb.Logprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top]
+        chosen = pb.Logprob(token_id=token.token_id, logprob=token.logprob)
+        delta.logprobs.append(pb.TokenLogprobs(chosen=chosen, top=top))
+    return delta
+
+
+def to_finished(event: FinishedEvent) -> pb.Finished:
+    """The end of a choice, for the wire."""
+    finished = pb.Finished(
+        reason=_REASONS[event.reason],
+        usage=pb.Usage(
+            prompt_tokens=event.usage.prompt_tokens,
+            cached_tokens=event.usage.cached_tokens,
+            generated_tokens=event.usage.generated_tokens,
+            delivered_tokens=event.usage.delivered_tokens,
+        ),
+        timings=pb.Timings(
+            queue=_duration(event.timings.queue_seconds),
+            prefill=_duration(event.timings.prefill_seconds),
+            decode=_duration(event.timings.decode_seconds),
+        ),
+    )
+    if event.stop_token_id is not None:
+        finished.stop_token_id = event.stop_token_id
+    if event.error is not None:
+        finished.error.CopyFrom(to_status(event.error))
+    return finished
+
+
+def to_load(load: Load) -> pb.Load:
+    """The engine's load, for the wire; the fields have the same names."""
+    return pb.Load(**load._asdict())
+
+
+def to_request_info(global_id: str, info: RequestInfo) -> pb.RequestInfo:
+    """A live request under its public name."""
+    return pb.RequestInfo(
+        global_id=global_id,
+        state=_STATES[info.state],
+        num_prompt_tokens=info.num_prompt_tokens,
+        num_generated_tokens=info.num_generated_tokens,
+        num_blocks=info.num_blocks,
+        priority=info.priority,
+        age=_duration(info.age_seconds),
+    )
+
+
+def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> None:
+    ids = np.fromiter(submit.token_ids, np.uint32, len(submit.token_ids))
+    if len(ids) == 0:
+        raise InvalidArgumentError("submit.token_ids", "empty", "must hold at least one token")
+    if len(ids) >= context_length:
+        raise OutOfRangeError(
+            f"the prompt has {len(ids)} tokens; the served context of {context_length} must keep room for one more",
+            reason="PROMPT_TOO_LONG",
+            field="submit.token_ids",
+        )
+    if ids.max() >= vocab_size:
+        index = int(np.argmax(ids >= vocab_size))
+        limit = f"must be below the vocabulary's {vocab_size} tokens"
+        raise InvalidArgumentError(f"submit.token_ids[{index}]", int(ids[index]), limit)
+
+
+def _check_served(params: pb.GenerationParams) -> None:
+    if params.stopping.stop:
+        raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
+    for field in ("constraint", "prompt_logprobs"):
+        if params.HasField(field):
+            raise UnimplementedError(f"params.{field} is not served yet", reason="NOT_SERVED", field=f"params.{field}")
+
+
+def _deadline(params: pb.GenerationParams, now: float) -> float | None:
+    if not params.HasField("timeout"):
+        return None
+    seconds = params.timeout.seconds + params.timeout.nanos * 1e-9
+    if not 0 < seconds <= _MAX_TIMEOUT_SECONDS:
+        limit = f"must be positive and at most {_MAX_TIMEOUT_SECONDS} s"
+        raise InvalidArgumentError("params.timeout", f"{seconds:g} s", limit)
+    return now + seconds
+
+
+def _optional(message: Message, field: str) -> Any:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration

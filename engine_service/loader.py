@@ -1,0 +1,118 @@
+"""From a model file to an engine that can take requests. Runs on the engine thread; imports OpenCL."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import structlog
+
+from engine_service.block_manager import BlockManager
+from engine_service.config import EngineConfig
+from engine_service.device import Device
+from engine_service.engine import Engine
+from engine_service.kernel_library import KernelLibrary
+from engine_service.kv_cache import KVCache, KVCachePlan, KVCacheShape, plan_kv_cache
+from engine_service.model_runner import ModelRunner
+from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.models.llama import LlamaModel
+from engine_service.operations import Operations
+from engine_service.sampler import Sampler
+from engine_service.scheduler import Scheduler, SchedulerConfig
+from engine_service.served_model import ServedModel, numerics_id
+from engine_service.step_inputs import StepInputs, StepLimits
+from engine_service.weights import Progress, Weights
+from service_common.gguf_reader import GGUFReader
+from service_common.resources import available_memory_bytes
+from service_common.special_tokens import SpecialTokens
+
+_KV_SHARE = 4  # the cache takes one part in so many of the memory that is free once the weights are loaded
+
+
+class LoadedEngine(NamedTuple):
+    """An engine, and what clients may know of its model."""
+
+    engine: Engine
+    model: ServedModel
+
+
+def load_engine(
+    config: EngineConfig, reader: GGUFReader, hyperparameters: Hyperparameters, vocab_sha256: str, progress: Progress
+) -> LoadedEngine:
+    """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit."""
+    device = Device.open(config.device)
+    library = KernelLibrary(device, portable=config.portable_kernels)
+    plan, shape = _plan_cache(config, reader, hyperparameters)
+    limits = StepLimits(
+        max_tokens=config.max_num_batched_tokens,
+        max_seqs=config.max_num_seqs,
+        max_blocks_per_seq=-(-plan.context_length // config.block_size),
+        block_size=config.block_size,
+    )
+    inputs = StepInputs(device, limits)
+    cache = KVCache(device, shape, plan.num_blocks)
+    weights = Weights(device, reader, progress)
+    operations = Operations(device, library, inputs)
+    model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
+    eog_ids = tuple(sorted(SpecialTokens.from_gguf(reader).eog_ids))
+    sampler = Sampler(device, library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
+    runner = ModelRunner(device, model, inputs, sampler, eog_ids)
+    blocks = BlockManager(plan.num_blocks, config.block_size)
+    scheduler = Scheduler(_scheduler_config(config, plan), blocks, eog_token_ids=frozenset(eog_ids))
+    served = ServedModel(
+        name=reader.get_str("general.name", config.model.stem),
+        architecture=hyperparameters.architecture,
+        vocab_size=hyperparameters.vocab_size,
+        context_length=plan.context_length,
+        trained_context_length=hyperparameters.context_length,
+        eog_token_ids=eog_ids,
+        vocab_sha256=vocab_sha256,
+        numerics_id=numerics_id(config.kv_cache_type),
+        weight_bytes=weights.device_bytes,
+        num_parameters=sum(tensor.num_elements for tensor in reader.tensors.values()),
+        device=device.name,
+    )
+    structlog.get_logger(__name__).info(
+        "model loaded",
+        model=served.name,
+        device=device.name,
+        weight_bytes=weights.device_bytes,
+        kv_cache_bytes=cache.nbytes,
+        kv_blocks=plan.num_blocks,
+        block_bytes=shape.block_bytes,
+        context_length=plan.context_length,
+    )
+    return LoadedEngine(Engine(scheduler, runner), served)
+
+
+def _plan_cache(
+    config: EngineConfig, reader: GGUFReader, hyperparameters: Hyperparameters
+) -> tuple[KVCachePlan, KVCacheShape]:
+    shape = KVCacheShape(
+        num_layers=hyperparameters.num_layers,
+        num_kv_heads=hyperparameters.num_kv_heads,
+        head_dim=hyperparameters.head_dim,
+        block_size=config.block_size,
+        kv_cache_type=config.kv_cache_type,
+    )
+    weight_bytes = sum(tensor.nbytes for tensor in reader.tensors.values())
+    free_bytes = max(0, available_memory_bytes() - weight_bytes)
+    plan = plan_kv_cache(
+        shape,
+        budget_bytes=config.kv_cache_bytes or free_bytes // _KV_SHARE,
+        trained_context=hyperparameters.context_length,
+        wanted_context=config.context_length,
+        max_num_seqs=config.max_num_seqs,
+    )
+    return plan, shape
+
+
+def _scheduler_config(config: EngineConfig, plan: KVCachePlan) -> SchedulerConfig:
+    return SchedulerConfig(
+        context_length=plan.context_length,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_prefill_chunk=config.max_prefill_chunk or config.max_num_batched_tokens,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=max(config.max_queued_tokens, plan.context_length),
+        pause_timeout_seconds=config.pause_timeout_seconds,
+    )

@@ -1,0 +1,145 @@
+"""The engine process: which parts there are, and how they start and end.
+
+It binds at once and answers health and GetTokenizer while the weights load on the engine thread. OpenCL is imported on
+that thread, after first contact has prepared the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from clforge.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+from engine_service import first_contact
+from engine_service.config import EngineConfig
+from engine_service.engine_loop import EngineLoop
+from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.request_registry import RequestRegistry
+from engine_service.served_model import ServedModel
+from engine_service.server import SERVICE, EngineServer, Loading, Serving, TokenizerFile
+from service_common import lifecycle, rpc
+from service_common.addresses import bind, check_exposure, parse_address
+from service_common.errors import DeviceError, StartupError
+from service_common.gguf_reader import GGUFReader
+from service_common.health import Health
+from service_common.tokenizer_file import tokenizer_file, vocab_sha256
+
+if TYPE_CHECKING:
+    from engine_service.engine import Engine, EngineEvent
+    from engine_service.weights import Progress
+
+_LOG_PROGRESS_SECONDS = 1.0
+_LATE_SECONDS = 60.0  # an engine that is busy with one turn for longer is not called ready
+_HEARTBEAT_SECONDS = 1.0
+
+
+async def serve(config: EngineConfig) -> int:
+    """Serves until told to stop; returns the exit code. StartupError when the engine cannot start as asked."""
+    address = parse_address(config.engine, "--engine")
+    check_exposure(address, insecure=config.insecure)
+    with GGUFReader(config.model) as reader:
+        process = EngineProcess(config, reader)
+        server = rpc.make_server()
+        add_EngineServiceServicer_to_server(process.server, server)
+        process.health.add_to_server(server)
+        bound = bind(server, address)
+        await server.start()
+        return await process.run(server, str(bound))
+
+
+class _LoadingStopped(Exception):
+    """The process is to end before its model was loaded."""
+
+
+class EngineProcess:
+    """Ties the engine thread, the RPCs and the process's life together. Belongs to the event loop's thread."""
+
+    def __init__(self, config: EngineConfig, reader: GGUFReader) -> None:
+        self._config, self._reader = config, reader
+        self._hyperparameters = Hyperparameters.from_gguf(reader)
+        self._model: ServedModel | None = None
+        self._rpc_loop = asyncio.get_running_loop()
+        self._loop = EngineLoop(self._load, self._deliver)
+        self._shutdown = lifecycle.Shutdown()
+        data = tokenizer_file(reader)
+        self.server = EngineServer(TokenizerFile(data, vocab_sha256(data)), self._loop, Loading())
+        self.health = Health(SERVICE)
+
+    async def run(self, server: grpc.aio.Server, address: str) -> int:
+        """Loads, serves, drains; returns the exit code. Raises the StartupError that kept the model from loading."""
+        self._loop.start()
+        watcher = asyncio.create_task(self._watch(address))
+        drain_seconds = self._config.drain_seconds
+        await lifecycle.serve(server, self.health, self.server, self._shutdown, drain_seconds=drain_seconds)
+        watcher.cancel()
+        await asyncio.to_thread(self._loop.close)
+        if self._loop.loaded.done() and isinstance(error := self._loop.loaded.exception(), StartupError):
+            raise error
+        return self._shutdown.exit_code
+
+    async def _watch(self, address: str) -> None:
+        """Announces the engine when it is loaded, then judges its health until its thread ends."""
+        try:
+            await asyncio.wrap_future(self._loop.loaded)
+        except Exception as error:
+            if not isinstance(error, StartupError):
+                structlog.get_logger(__name__).critical("the model could not be loaded", exc_info=error)
+            self._shutdown.request("the model could not be loaded", lifecycle.EXIT_FAILURE)
+            return
+        assert self._model is not None
+        registry = RequestRegistry(self._loop, self._model)
+        self.server.serving = Serving(self._model, registry)
+        self.health.set_ready(True)
+        lifecycle.announce_ready(address)
+        await self._keep_heartbeat(registry)
+
+    async def _keep_heartbeat(self, registry: RequestRegistry) -> None:
+        while not self._loop.stopped.done():
+            self.health.set_ready(self._loop.seconds_in_turn() < _LATE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                stopped = asyncio.wrap_future(self._loop.stopped)
+                await asyncio.wait_for(asyncio.shield(stopped), _HEARTBEAT_SECONDS)
+        if self._loop.stopped.exception() is not None:
+            registry.fail_all("the engine failed; its log tells more")
+            self._shutdown.request("the engine thread failed", lifecycle.EXIT_FAILURE)
+
+    def _load(self) -> Engine:
+        """On the engine thread: makes first contact, then loads the model."""
+        first_contact.establish(self._config.device, self._config.cache_dir, self._config.threads)
+        from engine_service.loader import load_engine  # imports OpenCL, which first contact must precede
+
+        sha256 = self.server.tokenizer_file.sha256
+        try:
+            loaded = load_engine(self._config, self._reader, self._hyperparameters, sha256, self._progress())
+        except DeviceError as error:
+            raise StartupError(str(error)) from error
+        self._model = loaded.model
+        return loaded.engine
+
+    def _progress(self) -> Progress:
+        """Tells callers and the log how far loading is; ends it when the process is to end."""
+        log, next_log = structlog.get_logger(__name__), time.monotonic()
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            nonlocal next_log
+            if self._loop.is_closing:
+                raise _LoadingStopped
+            self.server.loading.done_bytes, self.server.loading.total_bytes = done_bytes, total_bytes
+            if time.monotonic() >= next_log:
+                log.info("loading weights", done_bytes=done_bytes, total_bytes=total_bytes)
+                next_log = time.monotonic() + _LOG_PROGRESS_SECONDS
+
+        return progress
+
+    def _deliver(self, events: Sequence[EngineEvent]) -> None:
+        """On the engine thread: hands a step's events to the event loop."""
+        serving = self.server.serving
+        assert serving is not None, "events come of requests, and those of a served model"
+        with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody is left to tell
+            self._rpc_loop.call_soon_threadsafe(serving.registry.deliver, events)

@@ -1,0 +1,190 @@
+"""The service's live requests: who asked, under which names, and where their events go.
+
+Between the streams, which speak for clients, and the engine loop, which speaks for the device. An entry lives from its
+admission to the terminal update of its last choice, or until its reader is gone. Belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clforge.v1.engine_pb2 import TokenSubmit
+from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
+
+from engine_service.conversion import to_delta, to_finished, to_request
+from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
+from engine_service.engine_loop import EngineLoop
+from engine_service.scheduler import FinishedEvent, TokenEvent
+from engine_service.served_model import ServedModel
+from service_common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+)
+from service_common.status import to_status
+
+if TYPE_CHECKING:
+    from engine_service.request_stream import RequestStream
+
+
+@dataclass(slots=True, eq=False)
+class ServedRequest:
+    """A request between its admission and its end."""
+
+    stream: RequestStream
+    request_id: int  # the stream's number for it
+    engine_id: int
+    global_id: str
+    accepted: Accepted
+    num_choices: int
+    open_choices: set[int] = field(default_factory=set)  # admitted and not ended
+
+
+class RequestRegistry:
+    """Owns the live requests of all streams."""
+
+    def __init__(self, loop: EngineLoop, model: ServedModel) -> None:
+        self._loop, self._model = loop, model
+        self._engine_ids = itertools.count(1)
+        self._by_engine_id: dict[int, ServedRequest] = {}
+        self._by_global_id: dict[str, ServedRequest] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._by_engine_id)
+
+    def submit(self, submit: TokenSubmit, stream: RequestStream) -> ServedRequest:
+        """Checks a request and passes it to the engine. A RequestError tells why it is refused here.
+
+        What only the engine can refuse (its queue is full) arrives as the request's terminal update.
+        """
+        if self._draining:
+            raise UnavailableError("the engine is shutting down", reason="DRAINING", retry_after_seconds=1.0)
+        self._check_vocabulary(submit.vocab_sha256)
+        request = to_request(
+            submit,
+            engine_id=next(self._engine_ids),
+            now=time.monotonic(),
+            vocab_size=self._model.vocab_size,
+            context_length=self._model.context_length,
+        )
+        global_id = secrets.token_hex(16)
+        accepted = Accepted(
+            global_id=global_id,
+            seed=request.sampling.seed,
+            numerics_id=self._model.numerics_id,
+            num_prompt_tokens=len(request.prompt_ids),
+        )
+        live = ServedRequest(stream, submit.request_id, request.id, global_id, accepted, request.num_choices)
+        self._by_engine_id[request.id] = live
+        self._by_global_id[global_id] = live
+        self._idle.clear()
+        self._loop.post(lambda engine: engine.add(request))
+        return live
+
+    def grant(self, live: ServedRequest, tokens: int) -> None:
+        """More credit for each choice."""
+        self._loop.post(lambda engine: engine.scheduler.grant(live.engine_id, tokens))
+
+    def cancel(self, live: ServedRequest) -> None:
+        """Ends the request; its terminal updates follow."""
+        self._loop.post(lambda engine: engine.scheduler.cancel(live.engine_id))
+
+    def cancel_by_global_id(self, global_id: str) -> None:
+        """As `cancel`, by the name that every connection knows. NotFoundError where it is not live."""
+        live = self._by_global_id.get(global_id)
+        if live is None:
+            raise NotFoundError(f"no live request has the global id {global_id!r}", reason="UNKNOWN_REQUEST")
+        self.cancel(live)
+
+    def cancel_all(self) -> None:
+        """Ends every request."""
+        for live in self._by_engine_id.values():
+            self.cancel(live)
+
+    def stop(self, live: ServedRequest, choice: int, num_delivered: int) -> None:
+        """Ends one choice at a length found upstream. InvalidArgumentError for a choice that does not exist."""
+        if choice >= live.num_choices:
+            raise InvalidArgumentError("stop.choice", choice, f"must be below n, which is {live.num_choices}")
+        self._loop.post(lambda engine: engine.scheduler.stop(live.engine_id, choice, num_delivered))
+
+    def abandon(self, live: ServedRequest) -> None:
+        """The reader is gone: ends the request and delivers nothing more."""
+        self._remove(live)
+        self.cancel(live)
+
+    def refuse_new(self) -> None:
+        """From now on `submit` raises UnavailableError."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Returns when no request is live."""
+        await self._idle.wait()
+
+    def global_id(self, engine_id: int) -> str | None:
+        """The public name of a request; None for one that has been abandoned."""
+        live = self._by_engine_id.get(engine_id)
+        return None if live is None else live.global_id
+
+    def deliver(self, events: Sequence[EngineEvent]) -> None:
+        """Passes the events of one step on to their streams; those of abandoned requests end here."""
+        for event in events:
+            live = self._by_engine_id.get(event.request_id)
+            if live is not None:
+                self._deliver(event, live)
+
+    def fail_all(self, reason: str) -> None:
+        """The engine is gone: every request ends with UNAVAILABLE."""
+        error = UnavailableError(reason, reason="ENGINE_FAILED")
+        for live in list(self._by_engine_id.values()):
+            self._end(live, error)
+
+    def _deliver(self, event: EngineEvent, live: ServedRequest) -> None:
+        outbox = live.stream.outbox
+        match event:
+            case TokenEvent():
+                outbox.delta(live.request_id, event.choice, to_delta(event.token))
+            case FinishedEvent():
+                outbox.finished(live.request_id, event.choice, to_finished(event))
+                live.open_choices.discard(event.choice)
+                if not live.open_choices:
+                    self._remove(live)
+                    live.stream.ended(live)
+            case AdmittedEvent():
+                outbox.accepted(live.request_id, live.accepted)
+                live.open_choices.update(range(live.num_choices))
+            case RefusedEvent():
+                self._end(live, event.error)
+
+    def _end(self, live: ServedRequest, error: RequestError) -> None:
+        """Ends what is open of a request; one that was never admitted has one terminal update, that of choice 0."""
+        finished = Finished(reason=FINISH_REASON_ERROR, error=to_status(error))
+        for choice in sorted(live.open_choices) or [0]:
+            live.stream.outbox.finished(live.request_id, choice, finished)
+        self._remove(live)
+        live.stream.ended(live)
+
+    def _remove(self, live: ServedRequest) -> None:
+        del self._by_engine_id[live.engine_id]
+        del self._by_global_id[live.global_id]
+        if not self._by_engine_id:
+            self._idle.set()
+
+    def _check_vocabulary(self, vocab_sha256: str) -> None:
+        if vocab_sha256 != self._model.vocab_sha256:
+            raise FailedPreconditionError(
+                f"the ids come from vocabulary {vocab_sha256[:12] or '(none given)'}, the engine serves "
+                f"{self._model.vocab_sha256[:12]}: call GetTokenizer again",
+                reason="VOCABULARY_CHANGED",
+                field="submit.vocab_sha256",
+            )
