@@ -114,12 +114,13 @@ def bind(server: grpc.aio.Server, address: Address) -> Address:
 
     ConfigError when it is taken or cannot be bound.
     """
-    if address.path is not None and _is_listening(address.path):
-        raise _in_use(address)
+    _check_bindable(address)
     try:
         port = server.add_insecure_port(address.target)
     except RuntimeError as error:
-        raise _bind_failure(address) from error
+        raise ConfigError(
+            f"{address.option}: cannot listen on {address}; choose another with {address.option}"
+        ) from error
     return address if address.path is not None else replace(address, port=port)
 
 
@@ -158,6 +159,29 @@ def _check_socket_folder(address: Address, *, insecure: bool) -> None:
         )
 
 
+def _check_bindable(address: Address) -> None:
+    """Raises ConfigError with the system's reason.
+
+    gRPC tells no reason, prints lines of its own, and takes over the path of a Unix socket that a server listens on.
+    """
+    try:
+        if address.path is not None:
+            in_use = _is_listening(address.path)
+        else:
+            in_use = False
+            _try_port(address.host, address.port)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ConfigError(f"{address.option}: cannot listen on {address}: {error.strerror}") from error
+        in_use = True
+    if in_use:
+        raise ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")
+
+
 def _is_listening(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.connect(str(path))
@@ -165,24 +189,9 @@ def _is_listening(path: Path) -> bool:
     return False
 
 
-def _bind_failure(address: Address) -> ConfigError:
-    """gRPC does not say why a bind failed; the same attempt by hand does."""
-    try:
-        if address.path is not None:
-            return ConfigError(f"{address.option}: cannot make the socket {address}; is its folder writable?")
-        family, kind, _, _, endpoint = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as attempt:
-            attempt.bind(endpoint)
-            attempt.listen()
-    except socket.gaierror as error:
-        return ConfigError(f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}")
-    except PermissionError:
-        return ConfigError(f"{address.option}: {address}: permission denied; choose a port above 1023")
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            return ConfigError(f"{address.option}: {address}: {error.strerror}")
-    return _in_use(address)
-
-
-def _in_use(address: Address) -> ConfigError:
-    return ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")
+def _try_port(host: str, port: int) -> None:
+    family, kind, _, _, endpoint = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does; a live listener is still noticed
+        attempt.bind(endpoint)
+        attempt.listen()

@@ -94,8 +94,13 @@ class SpecialTokens:
 
     @classmethod
     def from_gguf(cls, reader: GGUFReader) -> Self:
-        """Read the ids, then what the texts tell. Raises ModelFileError for an id outside the vocabulary."""
+        """Read the ids, then what the texts tell.
+
+        Raises ModelFileError for an empty vocabulary, and an id outside it.
+        """
         tokens = reader.get_array(TOKENS_KEY, str)
+        if not tokens:
+            reader.refuse(TOKENS_KEY, "a vocabulary has at least one token")
         known = _CONTROL | _MARKUP
         ids = {text: token_id for token_id, text in enumerate(tokens) if text in known}
         for text in _plain_texts(reader, ids):
@@ -129,18 +134,19 @@ class SpecialTokens:
 
 
 class _IdReader:
-    """Reads `tokenizer.ggml.*_token_id`; an absent one has the default of its kind of vocabulary."""
+    """Reads `tokenizer.ggml.*_token_id`; an absent one has the default of its kind of vocabulary and rule."""
 
-    _DEFAULTS: Mapping[str, Mapping[str, int]] = {
-        "llama": {"bos": 1, "eos": 2, "unknown": 0},
-        "falcon": {"bos": 11, "eos": 11},
+    _DEFAULTS: Mapping[tuple[str, str], Mapping[str, int]] = {
+        ("llama", ""): {"bos": 1, "eos": 2, "unknown": 0},
+        ("gpt2", "falcon"): {"bos": 11, "eos": 11},
     }
 
     def __init__(self, reader: GGUFReader, vocab_size: int) -> None:
         self._reader = reader
         self._vocab_size = vocab_size
-        model, pre = reader.get_str(MODEL_KEY), reader.get_str(PRE_KEY, "")
-        self._defaults = self._DEFAULTS.get(pre if model == "gpt2" else model, {})
+        model = reader.get_str(MODEL_KEY)
+        rule = reader.get_str(PRE_KEY, "") if model == "gpt2" else ""
+        self._defaults = self._DEFAULTS.get((model, rule), {})
 
     def id(self, name: str, default: int | None = None) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"

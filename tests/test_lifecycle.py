@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -96,6 +98,16 @@ def script(body: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(body)]
 
 
+@contextlib.contextmanager
+def running(body: str) -> Iterator[subprocess.Popen[str]]:
+    """A child process that runs `body`; killed at the end of the block, so that a test that fails does not hang."""
+    with subprocess.Popen(script(body), stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
 SERVE = """
     import asyncio
     from service_common.health import Health
@@ -120,7 +132,7 @@ SERVE = """
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_and_exits_0(number: signal.Signals) -> None:
     """SIGTERM and SIGINT alike end the process in order (CLI-3)."""
-    with subprocess.Popen(script(SERVE.format(idle=0)), stdout=subprocess.PIPE, text=True) as child:
+    with running(SERVE.format(idle=0)) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready here\n"
         child.send_signal(number)
@@ -129,7 +141,7 @@ def test_signal_drains_and_exits_0(number: signal.Signals) -> None:
 
 def test_second_signal_cancels_without_waiting() -> None:
     """The second signal ends what the first one waits for."""
-    with subprocess.Popen(script(SERVE.format(idle=60)), stdout=subprocess.PIPE, text=True) as child:
+    with running(SERVE.format(idle=60)) as child:
         assert child.stdout is not None
         for _ in range(2):
             child.stdout.readline()  # "ready", then the log's "shutdown requested"
@@ -170,7 +182,7 @@ def test_child_ends_when_its_parent_is_killed() -> None:
     subprocess.Popen([sys.executable, "-c", {child!r}], env={{**os.environ, "P": str(os.getpid())}})
     time.sleep(60)
     """
-    with subprocess.Popen(script(parent), stdout=subprocess.PIPE, text=True) as process:
+    with running(parent) as process:
         assert process.stdout is not None
         assert int(process.stdout.readline()) != process.pid
         process.kill()
@@ -255,6 +267,17 @@ async def test_taken_port_and_socket_are_refused_in_one_line() -> None:
                 bind(make_server(), parse_address(text, "--grpc"))
         await first.stop(None)
     assert not folder.exists()
+
+
+async def test_socket_left_by_a_crash_is_taken_over() -> None:
+    """A path on which nobody listens any more is no address in use."""
+    with private_socket_folder() as folder, socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(f"{folder}/s")
+        crashed.close()
+        server = make_server()
+        bind(server, parse_address(f"unix:{folder}/s", "--grpc"))
+        await server.start()
+        await server.stop(None)
 
 
 async def test_address_of_another_machine_cannot_be_bound() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
-from clforge.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
+from clforge.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from service_common.errors import (
     Code,
     InvalidArgumentError,

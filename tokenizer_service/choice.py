@@ -1,0 +1,103 @@
+"""One choice on its way from the engine's token ids to the client's text. No I/O: deltas in, deltas out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Delta, Finished, TokenLogprobs, Usage
+from tokenizer_service.text_stream import Piece, TextStream
+from tokenizer_service.vocabulary import Vocabulary
+
+
+class _Token(NamedTuple):
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class Choice:
+    """Detokenises, finds stop strings, and counts what is delivered.
+
+    After a stop string, or `halt`, further tokens are dropped; `finish` still tells the end.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], *, include_stop: bool) -> None:
+        self._vocabulary = vocabulary
+        self._text = TextStream[_Token](vocabulary, stops, include_stop=include_stop)
+        self._halted = False
+        self._stop_string: str | None = None
+        self._detokenize_seconds = 0.0
+        self.num_received_tokens = 0
+        self.num_delivered_tokens = 0
+
+    @property
+    def halted(self) -> bool:
+        """Whether a stop string or `halt` has ended the text."""
+        return self._halted
+
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens whose text cannot be delivered yet: the credit that the engine gets on top of the client's."""
+        return 0 if self._halted else self._text.held_tokens
+
+    def push(self, delta: Delta) -> Delta | None:
+        """Takes the engine's delta; returns what the client gets of it now, None if that is nothing."""
+        self.num_received_tokens += len(delta.token_ids)
+        started = time.perf_counter()
+        pieces = []
+        for index, token_id in enumerate(delta.token_ids):
+            if self._halted:
+                break
+            payload = _Token(token_id, delta.logprobs[index] if delta.logprobs else None)
+            pieces.append(self._take(self._text.push(token_id, payload)))
+        self._detokenize_seconds += time.perf_counter() - started
+        return self._delta(pieces)
+
+    def halt(self, num_delivered_tokens: int) -> None:
+        """The client has found an end of its own: nothing more is delivered, and so many tokens count as delivered."""
+        self._halted = True
+        self.num_delivered_tokens = num_delivered_tokens
+
+    def finish(self, finished: Finished) -> tuple[Delta | None, Finished]:
+        """The engine's end of this choice. Returns the last text, if any was held back, and the end for the client.
+
+        A choice that was halted ends with STOP whatever the engine ran into meanwhile. Usage counts what was delivered.
+        """
+        delta = None if self._halted else self._delta([self._take(self._text.finish())])
+        result = Finished()
+        result.CopyFrom(finished)
+        if self._halted:
+            result.ClearField("error")
+            result.ClearField("matched_stop")
+            result.reason = FINISH_REASON_STOP
+        if self._stop_string is not None:
+            result.stop_string = self._stop_string
+        result.usage.delivered_tokens = self.num_delivered_tokens + result.HasField("stop_token_id")
+        result.timings.detokenize.FromTimedelta(timedelta(seconds=self._detokenize_seconds))
+        return delta, result
+
+    def local_usage(self, num_prompt_tokens: int) -> Usage:
+        """What this process knows of the usage when the engine cannot tell any more."""
+        return Usage(prompt_tokens=num_prompt_tokens, generated_tokens=self.num_received_tokens)
+
+    def _take(self, piece: Piece[_Token]) -> Piece[_Token]:
+        self.num_delivered_tokens += len(piece.payloads)
+        if piece.stop is not None:
+            self._halted, self._stop_string = True, piece.stop
+        return piece
+
+    def _delta(self, pieces: Sequence[Piece[_Token]]) -> Delta | None:
+        tokens = [token for piece in pieces for token in piece.payloads]
+        text = "".join(piece.text for piece in pieces)
+        if not tokens and not text:
+            return None
+        delta = Delta(text=text, token_ids=[token.token_id for token in tokens], num_tokens=len(tokens))
+        delta.logprobs.extend(self._named(token.logprobs) for token in tokens if token.logprobs is not None)
+        return delta
+
+    def _named(self, logprobs: TokenLogprobs) -> TokenLogprobs:
+        for entry in (logprobs.chosen, *logprobs.top):
+            entry.token = self._vocabulary.token_bytes(entry.token_id, skip_special=False)
+        return logprobs

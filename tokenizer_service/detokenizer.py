@@ -1,0 +1,48 @@
+"""Token ids to text, one token at a time."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Protocol
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class HasTokenBytes(Protocol):
+    """What a detokenizer needs of a vocabulary."""
+
+    def token_bytes(self, token_id: int, *, skip_special: bool = False) -> bytes:
+        """What the token adds to a text, which is UTF-8 once all tokens are joined. Never raises."""
+
+
+class Detokenizer:
+    """The text of a sequence of tokens that continues a prompt.
+
+    Law: the texts returned by `push` for each id, and by `flush` at the end, concatenated, equal
+    `vocabulary.decode_continuation(ids)`. Each is whole characters; a character comes with the token that completes
+    it. Bytes that cannot become a character come as U+FFFD as soon as that is certain, so no token ever breaks a
+    stream. Time and memory per token do not depend on the tokens before it.
+    """
+
+    def __init__(self, vocabulary: HasTokenBytes, *, skip_special: bool = True) -> None:
+        self._vocabulary = vocabulary
+        self._skip_special = skip_special
+        self._decoder = _Utf8Decoder("replace")
+        self._held_tokens = 0
+
+    @property
+    def held_tokens(self) -> int:
+        """How many of the latest tokens have given no text yet, because their bytes begin a character."""
+        return self._held_tokens
+
+    def push(self, token_id: int) -> str:
+        """The text that this token adds; may be empty. Never raises."""
+        text = self._decoder.decode(self._vocabulary.token_bytes(token_id, skip_special=self._skip_special))
+        pending, _ = self._decoder.getstate()
+        self._held_tokens = self._held_tokens + 1 if pending and not text else 0
+        return text
+
+    def flush(self) -> str:
+        """End of the sequence: U+FFFD for a character that was never completed, else nothing."""
+        self._held_tokens = 0
+        return self._decoder.decode(b"", final=True)

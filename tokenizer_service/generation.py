@@ -1,0 +1,231 @@
+"""One request of a client, from its submit to the terminal update of its last choice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from clforge.v1.generation_pb2 import (
+    FINISH_REASON_CANCELLED,
+    FINISH_REASON_DEADLINE,
+    FINISH_REASON_ERROR,
+    Delta,
+    Finished,
+    GenerationParams,
+    Update,
+)
+from clforge.v1.tokenizer_pb2 import TextSubmit
+from service_common.errors import Code, InvalidArgumentError, RequestError
+from service_common.outbox import Outbox
+from service_common.status import to_status
+from tokenizer_service.choice import Choice
+from tokenizer_service.credit import CreditWindow
+from tokenizer_service.encoder import Encoder
+from tokenizer_service.engine_client import EncodingVocabulary, EngineLink
+
+
+class Generation:
+    """Encodes the prompt, submits it, and turns the engine's updates into the client's. Belongs to the event loop.
+
+    A request that ends before the engine has accepted it ends with one terminal update, that of choice 0; an accepted
+    one with one for each choice. Nothing follows them, and after `abandon` nothing comes at all.
+    """
+
+    def __init__(
+        self,
+        submit: TextSubmit,
+        link: EngineLink,
+        encoder: Encoder,
+        outbox: Outbox,
+        on_ended: Callable[[Generation], None],
+    ) -> None:
+        """`submit` has been checked and is the generation's from now on. `on_ended` hears of the last update once."""
+        self.request_id = submit.request_id
+        self.ended = False
+        self._submit, self._link, self._encoder, self._outbox, self._on_ended = submit, link, encoder, outbox, on_ended
+        self._arrival_ns = time.monotonic_ns()
+        params = submit.params
+        self._num_choices = params.n if params.HasField("n") else 1
+        self._credit = CreditWindow(params.initial_credit if params.HasField("initial_credit") else None)
+        self._upstream_id: int | None = None
+        self._accepted = False
+        self._encoding: EncodingVocabulary | None = None
+        self._tried_again = False
+        self._num_prompt_tokens = 0
+        self._choices: dict[int, Choice] = {}
+        self._early_stops: dict[int, int] = {}
+        self._preparing = asyncio.create_task(self._prepare())
+
+    def grant(self, tokens: int) -> None:
+        """The client allows `tokens` more per choice."""
+        self._credit.grant(tokens)
+        self._forward_credit()
+
+    def cancel(self) -> None:
+        """Ends the request with CANCELLED; usage comes from the engine, so the terminal updates take a round trip."""
+        if self._upstream_id is not None:
+            self._link.cancel(self._upstream_id)
+        else:
+            self._end_unaccepted(Finished(reason=FINISH_REASON_CANCELLED))
+
+    def stop(self, choice: int, num_delivered_tokens: int) -> None:
+        """The client ends a choice at a length of its own. InvalidArgumentError for what does not exist."""
+        if choice >= self._num_choices:
+            raise InvalidArgumentError("stop.choice", choice, f"must be below n, which is {self._num_choices}")
+        target = self._choices.get(choice)
+        num_delivered = 0 if target is None else target.num_delivered_tokens
+        if self._upstream_id is None:
+            self._early_stops.setdefault(choice, num_delivered_tokens)
+        elif target is not None and not target.halted:
+            if num_delivered_tokens > num_delivered:
+                limit = f"must be at most {num_delivered}, the tokens delivered"
+                raise InvalidArgumentError("stop.num_delivered_tokens", num_delivered_tokens, limit)
+            target.halt(num_delivered_tokens)
+            self._link.stop(self._upstream_id, choice, num_delivered_tokens)
+
+    def fail(self, error: Exception) -> None:
+        """Ends what is open with `error`, and the engine's part of it."""
+        if self._upstream_id is not None:
+            self._link.abandon(self._upstream_id)
+        self._end_all(Finished(reason=FINISH_REASON_ERROR, error=to_status(error)))
+
+    def abandon(self) -> None:
+        """The client is gone: ends everything at once, in silence."""
+        self.ended = True
+        self._preparing.cancel()
+        if self._upstream_id is not None:
+            self._link.abandon(self._upstream_id)
+
+    def on_update(self, update: Update) -> None:
+        """See UpdateSink."""
+        match update.WhichOneof("event"):
+            case "accepted":
+                self._accepted = True
+                self._submit.ClearField("prompt")
+                self._outbox.accepted(self.request_id, update.accepted)
+            case "delta":
+                self._take_delta(update.choice, update.delta)
+            case "finished" if self._accepted:
+                self._finish(update.choice, update.finished)
+            case "finished":
+                self._take_refusal(update.finished)
+
+    def on_lost(self, error: RequestError) -> None:
+        """See UpdateSink."""
+        self._end_all(Finished(reason=FINISH_REASON_ERROR, error=to_status(error)))
+
+    async def _prepare(self, refused: EncodingVocabulary | None = None) -> None:
+        """Encodes and submits, with the vocabulary in use or, when the engine has `refused` that, with a newer one."""
+        try:
+            encoding = await self._link.newer_encoding(refused) if refused else self._link.encoding()
+            token_ids = await self._encode(encoding)
+            params = self._engine_params()
+            if params is None:
+                self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
+                return
+            stopping = self._submit.params.stopping
+            self._choices = {
+                index: Choice(encoding.vocabulary, stopping.stop, include_stop=stopping.include_stop)
+                for index in range(self._num_choices)
+            }
+            self._num_prompt_tokens = len(token_ids)
+            self._encoding = encoding
+            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self)
+            for choice, num_delivered_tokens in self._early_stops.items():
+                self.stop(choice, num_delivered_tokens)
+        except Exception as error:
+            self.fail(error)
+
+    async def _encode(self, encoding: EncodingVocabulary) -> list[int]:
+        prompt = self._submit.prompt
+        if prompt.WhichOneof("kind") == "token_ids":
+            return list(prompt.token_ids.ids)
+        text = prompt.text
+        ids = await self._encoder.run(
+            lambda: encoding.vocabulary.encode(text, add_special=True, parse_special=False), len(text)
+        )
+        if not ids:
+            raise InvalidArgumentError("prompt.text", "empty", "must hold at least one token once encoded")
+        return ids
+
+    def _engine_params(self) -> GenerationParams | None:
+        """The parameters less what is this service's business, with the time that is left; None if none is."""
+        params = GenerationParams()
+        params.CopyFrom(self._submit.params)
+        params.stopping.ClearField("stop")
+        params.stopping.ClearField("include_stop")
+        initial_credit = self._credit.initial()
+        if initial_credit is not None:
+            params.initial_credit = initial_credit
+        if params.HasField("timeout"):
+            left_ns = params.timeout.ToNanoseconds() - (time.monotonic_ns() - self._arrival_ns)
+            if left_ns <= 0:
+                return None
+            params.timeout.FromNanoseconds(left_ns)
+        return params
+
+    def _take_delta(self, index: int, delta: Delta) -> None:
+        choice = self._choices.get(index)
+        if choice is None:
+            return
+        was_halted = choice.halted
+        delivered = choice.push(delta)
+        if delivered is not None:
+            self._outbox.delta(self.request_id, index, delivered)
+        if choice.halted and not was_halted and self._upstream_id is not None:
+            self._link.stop(self._upstream_id, index, choice.num_delivered_tokens)
+        self._forward_credit()
+
+    def _forward_credit(self) -> None:
+        if self._upstream_id is None:
+            return
+        num_held_tokens = max((choice.num_held_tokens for choice in self._choices.values()), default=0)
+        missing = self._credit.forward(num_held_tokens)
+        if missing:
+            self._link.grant(self._upstream_id, missing)
+
+    def _take_refusal(self, finished: Finished) -> None:
+        """The engine has not accepted the request. Ids of a vocabulary that it no longer has are made anew, once."""
+        stale = finished.error.code == Code.FAILED_PRECONDITION and self._submit.prompt.WhichOneof("kind") == "text"
+        if stale and not self._tried_again and self._upstream_id is not None:
+            self._tried_again = True
+            self._link.forget(self._upstream_id)
+            self._upstream_id = None
+            self._preparing = asyncio.create_task(self._prepare(self._encoding))
+        else:
+            self._end_unaccepted(finished)
+
+    def _finish(self, index: int, finished: Finished) -> None:
+        choice = self._choices.pop(index, None)
+        if choice is None:
+            return
+        delta, end = choice.finish(finished)
+        if delta is not None:
+            self._outbox.delta(self.request_id, index, delta)
+        self._outbox.finished(self.request_id, index, end)
+        if not self._choices:
+            self._end()
+
+    def _end_all(self, finished: Finished) -> None:
+        """Ends every open choice alike, with the usage known here."""
+        if not self._accepted:
+            self._end_unaccepted(finished)
+            return
+        for index, choice in list(self._choices.items()):
+            finished.usage.CopyFrom(choice.local_usage(self._num_prompt_tokens))
+            self._finish(index, finished)
+
+    def _end_unaccepted(self, finished: Finished) -> None:
+        if not self.ended:
+            self._outbox.finished(self.request_id, 0, finished)
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._choices.clear()
+        if self._upstream_id is not None:
+            self._link.forget(self._upstream_id)
+        if self._preparing is not asyncio.current_task():
+            self._preparing.cancel()
+        self._on_ended(self)

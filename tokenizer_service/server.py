@@ -1,0 +1,149 @@
+"""The RPCs of TokenizerService. All of it runs on the event loop; large texts are encoded on the encoder's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from clforge.v1 import engine_pb2
+from clforge.v1 import tokenizer_pb2 as pb
+from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
+from service_common.errors import InvalidArgumentError, UnimplementedError
+from tokenizer_service.completion import Completion
+from tokenizer_service.encoder import Encoder
+from tokenizer_service.engine_client import ANSWER_SECONDS, EngineLink
+from tokenizer_service.sessions import Sessions
+from tokenizer_service.validation import check_text_size
+
+SERVICE = "clforge.v1.TokenizerService"
+MAX_TEXTS = 1024
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TokenizerServer(TokenizerServiceServicer):
+    """Text in, text out: sessions do the generations, the link's engine answers what only it knows."""
+
+    def __init__(self, link: EngineLink, sessions: Sessions, encoder: Encoder, *, max_prompt_bytes: int) -> None:
+        self._link, self._sessions, self._encoder = link, sessions, encoder
+        self._max_prompt_bytes = max_prompt_bytes
+
+    async def GenerateText(
+        self, request_iterator: AsyncIterator[pb.GenerateTextRequest], context: _Context
+    ) -> AsyncIterator[pb.GenerateTextResponse]:
+        with self._sessions.open() as session:
+            _when_done(context, lambda: self._sessions.close(session))
+            reader = asyncio.create_task(session.read(request_iterator))
+            try:
+                async for updates in session.batches():
+                    yield pb.GenerateTextResponse(updates=updates)
+                if not reader.done():
+                    self._sessions.check_not_draining()
+                await reader
+            finally:
+                reader.cancel()
+
+    async def Generate(self, request: pb.GenerateRequest, context: _Context) -> AsyncIterator[pb.GenerateResponse]:
+        with self._sessions.open() as session:
+            _when_done(context, lambda: self._sessions.close(session))
+            session.submit(_plain_submit(request))
+            session.half_close()
+            async for updates in session.batches():
+                yield pb.GenerateResponse(updates=updates)
+
+    async def Complete(self, request: pb.CompleteRequest, context: _Context) -> pb.CompleteResponse:
+        completion = Completion()
+        with self._sessions.open() as session:
+            session.submit(_plain_submit(request))
+            session.half_close()
+            async for updates in session.batches():
+                for update in updates:
+                    completion.add(update)
+        return completion.response()
+
+    async def Encode(self, request: pb.EncodeRequest, context: _Context) -> pb.EncodeResponse:
+        _check_count("texts", len(request.texts))
+        text_bytes = self._max_prompt_bytes
+        for index, text in enumerate(request.texts):
+            check_text_size(text, f"texts[{index}]", text_bytes)
+            text_bytes -= len(text.encode())
+        vocabulary = self._link.encoding().vocabulary
+        add_special = request.add_special if request.HasField("add_special") else True
+
+        def encode() -> pb.EncodeResponse:
+            encoded = (
+                vocabulary.encode(text, add_special=add_special, parse_special=request.parse_special)
+                for text in request.texts
+            )
+            return pb.EncodeResponse(sequences=[pb.TokenIds(ids=ids) for ids in encoded])
+
+        return await self._encoder.run(encode, sum(map(len, request.texts)))
+
+    async def Decode(self, request: pb.DecodeRequest, context: _Context) -> pb.DecodeResponse:
+        _check_count("sequences", len(request.sequences))
+        vocabulary = self._link.encoding().vocabulary
+        for index, sequence in enumerate(request.sequences):
+            largest = max(sequence.ids, default=0)
+            if largest >= vocabulary.size:
+                limit = f"must be below the vocabulary's {vocabulary.size} tokens"
+                raise InvalidArgumentError(f"sequences[{index}].ids", largest, limit)
+        skip_special = request.skip_special if request.HasField("skip_special") else True
+
+        def decode() -> pb.DecodeResponse:
+            return pb.DecodeResponse(
+                texts=[vocabulary.decode(list(s.ids), skip_special=skip_special) for s in request.sequences]
+            )
+
+        return await self._encoder.run(decode, sum(len(sequence.ids) for sequence in request.sequences))
+
+    async def RenderChat(self, request: pb.RenderChatRequest, context: _Context) -> pb.RenderChatResponse:
+        raise UnimplementedError("chat templates are not rendered yet; send the prompt as text", reason="NOT_SERVED")
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: _Context) -> pb.GetModelInfoResponse:
+        question = engine_pb2.EngineServiceGetModelInfoRequest()
+        answer = await self._link.ask(self._link.stub.GetModelInfo(question, timeout=ANSWER_SECONDS))
+        return pb.GetModelInfoResponse(model_info=answer.model_info)
+
+    async def ListRequests(self, request: pb.ListRequestsRequest, context: _Context) -> pb.ListRequestsResponse:
+        question = engine_pb2.EngineServiceListRequestsRequest()
+        answer = await self._link.ask(self._link.stub.ListRequests(question, timeout=ANSWER_SECONDS))
+        return pb.ListRequestsResponse(requests=answer.requests)
+
+    async def CancelRequest(self, request: pb.CancelRequestRequest, context: _Context) -> pb.CancelRequestResponse:
+        question = engine_pb2.EngineServiceCancelRequestRequest(global_id=request.global_id)
+        await self._link.ask(self._link.stub.CancelRequest(question, timeout=ANSWER_SECONDS))
+        return pb.CancelRequestResponse()
+
+    async def WatchLoad(self, request: pb.WatchLoadRequest, context: _Context) -> AsyncIterator[pb.WatchLoadResponse]:
+        self._sessions.check_not_draining()
+        watch = self._link.stub.WatchLoad(engine_pb2.EngineServiceWatchLoadRequest())
+        _when_done(context, watch.cancel)
+        while (response := await self._link.ask(watch.read())) is not grpc.aio.EOF:
+            assert isinstance(response, engine_pb2.EngineServiceWatchLoadResponse)
+            yield pb.WatchLoadResponse(load=response.load)
+
+    async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
+        raise UnimplementedError("this server does not embed yet", reason="NOT_SERVED")
+
+
+def _when_done(context: _Context, act: Callable[[], object]) -> None:
+    """Calls `act` when the RPC ends: a generator whose write was cancelled is itself only closed some time later."""
+    context.add_done_callback(lambda _: act())  # type: ignore[arg-type]  # the stub names a class for a callable
+
+
+def _plain_submit(request: pb.GenerateRequest | pb.CompleteRequest) -> pb.TextSubmit:
+    if request.params.HasField("initial_credit"):
+        raise InvalidArgumentError(
+            "params.initial_credit",
+            request.params.initial_credit,
+            "must not be set: only GenerateText takes Credit",
+        )
+    return pb.TextSubmit(prompt=request.prompt, params=request.params, model=request.model)
+
+
+def _check_count(field: str, count: int) -> None:
+    if count > MAX_TEXTS:
+        raise InvalidArgumentError(field, f"a list of {count}", f"must hold at most {MAX_TEXTS}")

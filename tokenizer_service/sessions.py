@@ -1,0 +1,93 @@
+"""All client streams: who may start a request, and how the service drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+from clforge.v1.tokenizer_pb2 import TextSubmit
+from service_common.errors import ResourceExhaustedError, UnavailableError
+from service_common.outbox import Outbox
+from tokenizer_service.encoder import Encoder
+from tokenizer_service.engine_client import EngineLink
+from tokenizer_service.generation import Generation
+from tokenizer_service.session import Session
+from tokenizer_service.validation import check_submit
+
+
+class Sessions:
+    """Admits requests, counts them, and is the work that a shutdown waits for (lifecycle.Work). For the event loop."""
+
+    def __init__(self, link: EngineLink, encoder: Encoder, *, max_live_requests: int, max_prompt_bytes: int) -> None:
+        self._link, self._encoder = link, encoder
+        self._max_live_requests, self._max_prompt_bytes = max_live_requests, max_prompt_bytes
+        self._sessions: set[Session] = set()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.num_live_requests = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Session]:
+        """A session, closed at the end of the block. UnavailableError while draining or without an engine."""
+        self._check_serving()
+        session = Session(self)
+        self._sessions.add(session)
+        self._idle.clear()
+        try:
+            yield session
+        finally:
+            self.close(session)
+
+    def close(self, session: Session) -> None:
+        """The client of `session` is gone, or has been told everything. May be called twice."""
+        session.abandon()
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._idle.set()
+
+    def admit(self, submit: TextSubmit, outbox: Outbox, on_ended: Callable[[Generation], None]) -> Generation:
+        """See session.Admission."""
+        model = self._check_serving()
+        if self.num_live_requests >= self._max_live_requests:
+            raise ResourceExhaustedError(
+                f"{self.num_live_requests} requests are in flight, which is the limit; try again in 1 s",
+                reason="TOO_MANY_REQUESTS",
+                retry_after_seconds=1.0,
+            )
+        check_submit(submit, model_name=model, max_prompt_bytes=self._max_prompt_bytes)
+        self.num_live_requests += 1
+        return Generation(submit, self._link, self._encoder, outbox, on_ended)
+
+    def release(self, num_requests: int) -> None:
+        """See session.Admission."""
+        self.num_live_requests -= num_requests
+
+    def refuse_new(self) -> None:
+        """See lifecycle.Work."""
+        self._draining = True
+        for session in self._sessions:
+            session.drain()
+
+    def cancel_all(self) -> None:
+        """See lifecycle.Work."""
+        for session in self._sessions:
+            session.cancel_all()
+
+    async def wait_idle(self) -> None:
+        """See lifecycle.Work."""
+        await self._idle.wait()
+
+    def check_not_draining(self) -> None:
+        """Raises UnavailableError once the service is shutting down."""
+        if self._draining:
+            raise UnavailableError("the service is shutting down", reason="DRAINING", retry_after_seconds=1.0)
+
+    def _check_serving(self) -> str:
+        """The name of the model that is served."""
+        self.check_not_draining()
+        return self._link.model_info().name

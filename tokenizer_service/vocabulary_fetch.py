@@ -1,0 +1,45 @@
+"""The model's vocabulary, fetched from the engine that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from clforge.v1.engine_pb2 import GetTokenizerRequest
+from service_common.errors import UnavailableError
+from service_common.gguf_reader import GGUFReader
+from service_common.tokenizer_file import vocab_sha256
+from tokenizer_service.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from clforge.v1.engine_pb2_grpc import EngineServiceAsyncStub
+
+MAX_TOKENIZER_BYTES = 256 << 20
+FETCH_SECONDS = 60.0
+
+
+async def fetch_vocabulary(stub: EngineServiceAsyncStub) -> tuple[Vocabulary, str]:
+    """The vocabulary and its sha256, by GetTokenizer.
+
+    UnavailableError when what arrives is not what was announced; ModelFileError when the vocabulary cannot be used.
+    """
+    data, announced = bytearray(), ""
+    async for part in stub.GetTokenizer(GetTokenizerRequest(), timeout=FETCH_SECONDS):
+        if part.total_bytes > MAX_TOKENIZER_BYTES or len(data) + len(part.data) > part.total_bytes:
+            raise _damaged(f"{part.total_bytes} bytes announced, at most {MAX_TOKENIZER_BYTES} are taken")
+        announced = part.vocab_sha256
+        data += part.data
+    received = vocab_sha256(bytes(data))
+    if received != announced:
+        raise _damaged(f"sha256 {received[:12]} instead of {announced[:12] or 'any'}")
+    return await asyncio.to_thread(_read_vocabulary, bytes(data)), received
+
+
+def _read_vocabulary(data: bytes) -> Vocabulary:
+    return Vocabulary.from_gguf(GGUFReader.from_bytes(data, "the engine's tokenizer"))
+
+
+def _damaged(how: str) -> UnavailableError:
+    return UnavailableError(
+        f"the engine's vocabulary arrived damaged: {how}", reason="VOCABULARY_DAMAGED", retry_after_seconds=1.0
+    )
