@@ -1,4 +1,4 @@
-"""Which kernels a model runs and what each is built for: as models.llama has it, but known before anything is loaded."""
+"""Which kernels a model runs, and what each is built for: as models.llama has it, known before anything is loaded."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class MatmulKind(NamedTuple):
 class ModelKernels:
     """What decides which kernels a model of models.llama runs, and what they are built for.
 
-    `layouts` are those of its matrices by role: token_embd, attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up,
-    ffn_down, and output, which is token_embd's where the two are tied.
+    `layouts` are the distinct ones of its matrices by role: token_embd, attn_q, attn_k, attn_v, attn_output, ffn_gate,
+    ffn_up, ffn_down, and output, which has token_embd's where the two are tied.
     """
 
     hyperparameters: Hyperparameters
-    layouts: Mapping[str, frozenset[Layout]]
+    layouts: Mapping[str, tuple[Layout, ...]]
     block_size: int
     kv_cache_type: str
     eog_ids: tuple[int, ...]
@@ -53,12 +53,12 @@ class ModelKernels:
         eog_ids: tuple[int, ...],
     ) -> Self:
         """As the file has it; StartupError where no layout holds one of its matrices."""
-        layouts: dict[str, frozenset[Layout]] = {}
+        by_role: dict[str, set[Layout]] = {}
         for name, tensor in reader.tensors.items():
             if len(tensor.shape) == 2:
-                role = name.split(".")[-2]
-                layouts[role] = layouts.get(role, frozenset()) | {layout_for(tensor.type)}
-        layouts.setdefault("output", layouts["token_embd"])
+                by_role.setdefault(name.split(".")[-2], set()).add(layout_for(tensor.type))
+        by_role.setdefault("output", by_role["token_embd"])
+        layouts = {role: tuple(sorted(found, key=lambda layout: layout.name)) for role, found in by_role.items()}
         return cls(hyperparameters, layouts, block_size, kv_cache_type, eog_ids)
 
     @property

@@ -21,7 +21,7 @@ from engine_service.weights import Matrix
 
 _GROUP = 32  # elements that share an activation scale: docs/numerics.md section 2
 _SWIGLU_CHUNK = 1024
-_ROW_GROUPS = {"matmul_quant": 2, "matmul_float": 1}  # groups of 8 rows a work-item: ROW_GROUPS of the source
+_ROW_GROUPS = 2  # groups of 8 weight rows that a matmul's work-item computes: kernels/weight_tile.cl
 
 
 class Launch:
@@ -136,7 +136,7 @@ class Operations:
         only_logit_rows: bool = False,
     ) -> list[Launch]:
         """y[row][y_offset:] = matrix @ x[row] (+ bias), or that added to what is there."""
-        defines = dict(matrix.layout.defines)
+        defines = {**matrix.layout.defines, "ROW_GROUPS": _ROW_GROUPS}
         if bias is not None:
             defines["BIAS"] = 1
         if add_to_y:
@@ -147,7 +147,7 @@ class Operations:
         assert inputs is not None, "the activations were made for other matrices"
         sizes = (LOGIT_COUNT if only_logit_rows else TOKEN_COUNT, matrix.cols, matrix.rows, y_stride, y_offset)
         biases = () if bias is None else (bias,)
-        num_items = -(-matrix.rows // (ROWS * _ROW_GROUPS[source]))
+        num_items = -(-matrix.rows // (ROWS * _ROW_GROUPS))
         arguments = matrix.buffer, *inputs, *biases, y, self._inputs.counts, *map(np.int32, sizes)
         return [Launch(kernel, lambda _: num_items, *arguments)]
 

@@ -34,6 +34,7 @@ from engine_service.quant_unpack import BlockFields, Bytes, unpack_blocks
 from service_common.errors import StartupError
 
 ROWS = 8
+ROWS_PER_ITEM = 2 * ROWS  # that a work-item of the matmul kernels computes: ROW_GROUPS in kernels/weight_tile.cl
 _CODES = 32
 _CHUNK_BYTES = 1 << 20
 
@@ -198,4 +199,5 @@ def _high_planes(high: Bytes, width: int) -> Bytes:
     per_byte = 8 // width
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
     fields = high.reshape(*high.shape[:-2], width, per_byte, _CODES) << shifts
-    return np.bitwise_or.reduce(fields, axis=-2)
+    planes: Bytes = np.bitwise_or.reduce(fields, axis=-2)
+    return planes

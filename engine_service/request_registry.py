@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from clforge.v1.engine_pb2 import TokenSubmit
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
-
 from engine_service.conversion import to_delta, to_finished, to_request
 from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
 from engine_service.engine_loop import EngineLoop

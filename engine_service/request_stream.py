@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 
 from clforge.v1.engine_pb2 import GenerateTokensRequest, TokenSubmit
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Finished
-
 from engine_service.request_registry import RequestRegistry, ServedRequest
 from service_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, RequestError
 from service_common.outbox import Outbox
@@ -39,9 +38,17 @@ class RequestStream:
         self._close_if_done()
 
     def receive(self, message: GenerateTokensRequest) -> None:
-        """Acts on one message; whatever is wrong with it becomes the named request's terminal update."""
+        """Acts on one message; whatever is wrong with it becomes the named request's terminal update.
+
+        Raises the RequestError that ends the stream for what cannot be told so: a message that names no request, and a
+        second Submit for a live one, whose end its terminal update would seem to be.
+        """
         kind = message.WhichOneof("message")
-        request_id = 0 if kind is None else getattr(message, kind).request_id
+        if kind is None:
+            raise InvalidArgumentError("message", "empty", "must be one of submit, credit, cancel, stop")
+        request_id = getattr(message, kind).request_id
+        if kind == "submit" and request_id in self._live:
+            raise AlreadyExistsError(f"request_id {request_id} is live on this stream", reason="REQUEST_ID_USED")
         try:
             match kind:
                 case "submit":
@@ -56,8 +63,6 @@ class RequestStream:
                 case "stop":
                     if live := self._find(request_id):
                         self._registry.stop(live, message.stop.choice, message.stop.num_delivered_tokens)
-                case None:
-                    raise InvalidArgumentError("message", "empty", "must be one of submit, credit, cancel, stop")
         except RequestError as error:
             self._refuse(request_id, error)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class SampledToken(NamedTuple):
-    """A chosen token. `logprob` (None if not asked for) and `top`, (id, logprob) best first, are of the unfiltered row."""
+    """A chosen token; `logprob` (None if not asked for) and `top`, (id, logprob) best first, are of the raw logits."""
 
     token_id: int
     logprob: float | None

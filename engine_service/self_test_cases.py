@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -25,10 +25,10 @@ from engine_service.sequence import Request, Sequence
 from engine_service.step_inputs import StepInputs, StepLimits
 from engine_service.weights import Matrix
 
-# Sizes that no kernel's unit of work divides, and that pass the points where sums are cut.
-_CHUNKS = ((0, 12), (260, 1))  # first position and number of tokens of each sequence
-_NUM_TOKENS, _NUM_POSITIONS = 13, 261
-_MATRIX_ROWS, _QUANTISED_COLS, _FLOAT_COLS = 11, 768, 523
+# Sizes that no kernel's unit of work divides, and that pass the points where sums are cut. The sequences are a prompt,
+# and one token far into its context.
+CHUNKS = ((0, 12), (260, 1))
+_MATRIX_ROWS, _QUANTISED_COLS, _FLOAT_COLS = 19, 768, 523
 _NORM_WIDTH, _FFN_SIZE, _VOCAB_SIZE = 84, 1100, 1000
 
 _SAMPLINGS = (
@@ -42,15 +42,20 @@ _SAMPLINGS = (
 
 
 class SelfTestCases:
-    """A step of two sequences, a prompt and one token far into its context, in which each kernel is run."""
+    """A step in which each kernel is run; `chunks` are the first position and the number of tokens of each sequence."""
 
-    def __init__(self, library: KernelLibrary, kernels: ModelKernels) -> None:
+    def __init__(
+        self, library: KernelLibrary, kernels: ModelKernels, chunks: Collection[tuple[int, int]] = CHUNKS
+    ) -> None:
         self._device, self._library, self._kernels = library.device, library, kernels
         self._rng = np.random.default_rng(0)
-        num_blocks = [-(-(start + count) // kernels.block_size) for start, count in _CHUNKS]
+        num_blocks = [-(-(start + count) // kernels.block_size) for start, count in chunks]
         block_ids = iter(self._rng.permutation(sum(num_blocks)).tolist())
-        self._chunks = [_chunk(*chunk, islice(block_ids, n)) for chunk, n in zip(_CHUNKS, num_blocks, strict=True)]
-        inputs = StepInputs(self._device, StepLimits(_NUM_TOKENS, len(_CHUNKS), max(num_blocks), kernels.block_size))
+        self._chunks = [_chunk(*chunk, islice(block_ids, n)) for chunk, n in zip(chunks, num_blocks, strict=True)]
+        self._ends = np.cumsum([count for _, count in chunks])  # of each sequence's rows
+        self._num_tokens = int(self._ends[-1])
+        limits = StepLimits(self._num_tokens, len(chunks), max(num_blocks), kernels.block_size)
+        inputs = StepInputs(self._device, limits)
         self._size = inputs.upload(self._chunks)
         self._operations = Operations(self._device, library, inputs)
         shape = kernels.shape
@@ -80,24 +85,24 @@ class SelfTestCases:
 
     def _gather(self, layout: Layout) -> float:
         matrix, dense = self._matrix(layout)
-        out = self._operations.rows(_NUM_TOKENS, matrix.cols, "self_test")
+        out = self._spoilt(self._operations.rows(self._num_tokens, matrix.cols, "self_test"))
         self._run(self._operations.gather(matrix, out))
         token_ids = [token_id for chunk in self._chunks for token_id in chunk.token_ids()]
-        return reference.difference(self._read(out, _NUM_TOKENS, matrix.cols), dense[token_ids])
+        return reference.difference(self._read(out, self._num_tokens, matrix.cols), dense[token_ids])
 
     def _rms_norm(self, consumer: Layout, *, only_logit_rows: bool) -> float:
-        x, weight, eps = self._normal(_NUM_TOKENS, _NORM_WIDTH), self._normal(_NORM_WIDTH), 0.5
+        x, weight, eps = self._normal(self._num_tokens, _NORM_WIDTH), self._normal(_NORM_WIDTH), 0.5
         out = self._activations(_NORM_WIDTH, consumer)
         buffers = self._upload(x), self._upload(weight)
         self._run(self._operations.rms_norm(*buffers, eps, out, only_logit_rows=only_logit_rows))
-        rows = x[-len(_CHUNKS) :] if only_logit_rows else x  # both sequences' last rows are the last two
+        rows = x[self._ends - 1] if only_logit_rows else x
         return self._activations_difference(out, reference.rms_norm(rows, weight, eps))
 
     def _matmul(self, kind: MatmulKind) -> float:
         matrix, dense = self._matrix(kind.layout)
         activations, x = self._input(kind.layout, matrix.cols)
         first, end, stride = 3, 3 + matrix.rows, matrix.rows + 5
-        before, bias = self._normal(_NUM_TOKENS, stride), self._normal(matrix.rows)
+        before, bias = self._normal(self._num_tokens, stride), self._normal(matrix.rows)
         y, bias_buffer = self._upload(before), self._upload(bias) if kind.has_bias else None
         options: dict[str, Any] = {"y_stride": stride, "y_offset": first, "add_to_y": kind.adds_to_y}
         self._run(self._operations.matmul(matrix, activations, y, bias=bias_buffer, **options))
@@ -106,15 +111,16 @@ class SelfTestCases:
         return reference.difference(self._read(y, *exact.shape), exact)
 
     def _rope_kv_write(self) -> float:
-        """With inputs and angles of few bits rotations are exact, in f16 too; values show its rounding and its range."""
+        """With inputs and angles of few bits rotations are exact, in f16 too; values show its rounding and range."""
         shape = self._kernels.shape
-        qk = self._few_bits(_NUM_TOKENS, shape.num_heads + shape.num_kv_heads, shape.head_dim)
-        values = self._normal(_NUM_TOKENS, shape.num_kv_heads, shape.head_dim)
+        qk = self._few_bits(self._num_tokens, shape.num_heads + shape.num_kv_heads, shape.head_dim)
+        values = self._normal(self._num_tokens, shape.num_kv_heads, shape.head_dim)
         values[0] *= 1e6
-        heads, angles = np.concatenate([qk, values], axis=1), self._few_bits(_NUM_POSITIONS, shape.rope_dim // 2, 2)
+        positions = np.concatenate([np.arange(c.start, c.start + c.num_tokens) for c in self._chunks])
+        heads = np.concatenate([qk, values], axis=1)
+        angles = self._few_bits(int(positions.max()) + 1, shape.rope_dim // 2, 2)
         qkv = self._upload(heads)
         self._run(self._operations.rope_kv_write(qkv, self._upload(angles), self._cache, 0, shape))
-        positions = np.concatenate([np.arange(start, start + count) for start, count in _CHUNKS])
         rotated = reference.rotate(qk, angles[positions], adjacent=shape.rope_adjacent)
         q, keys = rotated[:, : shape.num_heads], rotated[:, shape.num_heads :]
         slots = np.concatenate([self._slots(chunk)[chunk.start :] for chunk in self._chunks])
@@ -130,24 +136,24 @@ class SelfTestCases:
         for pages in (self._cache.keys[0], self._cache.values[0]):
             self._device.write(pages, self._normal(pages.size // self._kv_dtype.itemsize).astype(self._kv_dtype))
         keys, values = (tokens[..., : shape.head_dim] for tokens in self._cached_tokens())
-        heads = self._normal(_NUM_TOKENS, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
-        out = self._operations.rows(_NUM_TOKENS, shape.num_heads * shape.head_dim, "self_test")
+        heads = self._normal(self._num_tokens, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
+        out = self._spoilt(self._operations.rows(self._num_tokens, shape.num_heads * shape.head_dim, "self_test"))
         self._run(self._operations.attention(self._upload(heads), self._cache, 0, out, shape))
-        queries = np.split(heads[:, : shape.num_heads], [_CHUNKS[0][1]])
+        queries = np.split(heads[:, : shape.num_heads], self._ends[:-1])
         slots = map(self._slots, self._chunks)
         exact = np.concatenate(
-            [reference.attention(q, keys[at], values[at]) for q, at in zip(queries, slots, strict=True)]
+            [reference.attention(q, keys[s], values[s]) for q, s in zip(queries, slots, strict=True)]
         )
         return reference.difference(self._read(out, *exact.shape), exact)
 
     def _quantize(self, consumer: Layout) -> float:
-        x = self._normal(_NUM_TOKENS, _NORM_WIDTH)
+        x = self._normal(self._num_tokens, _NORM_WIDTH)
         out = self._activations(_NORM_WIDTH, consumer)
         self._run(self._operations.quantize(out._replace(values=self._upload(x))))
         return self._activations_difference(out, x.astype(np.float64))
 
     def _swiglu(self, consumer: Layout) -> float:
-        gate_up = self._normal(_NUM_TOKENS, 2 * _FFN_SIZE) * 4
+        gate_up = self._normal(self._num_tokens, 2 * _FFN_SIZE) * 4
         out = self._activations(_FFN_SIZE, consumer)
         self._run(self._operations.swiglu(self._upload(gate_up), out))
         return self._activations_difference(out, reference.swiglu(gate_up))
@@ -158,9 +164,11 @@ class SelfTestCases:
         best = np.argsort(-logits, kind="stable")
         rows = [RowParams(s, 7, i, (int(best[i, 0]),), num_logprobs=5) for i, s in enumerate(_SAMPLINGS)]
         sampler = Sampler(self._device, self._library, _VOCAB_SIZE, len(rows), self._kernels.eog_ids)
-        sampler.enqueue(self._upload(logits), rows)
+        for step in (-logits, logits):  # the first only leaves wrong ids behind, for the same reason as _spoilt
+            sampler.enqueue(self._upload(step), rows)
+            tokens = sampler.read()
         differences = []
-        for token, row, order, params in zip(sampler.read(), logits, best, rows, strict=True):
+        for token, row, order, params in zip(tokens, logits, best, rows, strict=True):
             logprobs = reference.log_softmax(row)
             row[order[0]] = -np.inf
             ids = [reference.sampled_id(row, params.sampling, params.position, params.choice), *order[:5]]
@@ -177,16 +185,21 @@ class SelfTestCases:
 
     def _input(self, layout: Layout, cols: int) -> tuple[Activations, Doubles]:
         """Random rows in the form that a matrix of `layout` takes, and their exact values in that form."""
-        x = self._normal(_NUM_TOKENS, cols)
+        x = self._normal(self._num_tokens, cols)
         if not layout.is_quantised:
             return Activations(cols, self._upload(x), None), x.astype(np.float64)
         rows = reference.quantize(x)
         quantised = QuantisedRows(*(self._upload(array) for array in rows))
-        return Activations(cols, None, quantised), rows.codes * np.repeat(rows.scales.astype(np.float64), 32, axis=1)
+        exact = np.repeat(rows.scales.astype(np.float64), 32, axis=1) * rows.codes
+        return Activations(cols, None, quantised), exact
 
     def _activations(self, width: int, consumer: Layout) -> Activations:
         """Rows in the form that matrices of a layout take."""
-        return self._operations.activations(_NUM_TOKENS, width, [self._matrix(consumer)[0]], "self_test")
+        rows = self._operations.activations(self._num_tokens, width, [self._matrix(consumer)[0]], "self_test")
+        for buffer in (rows.values, *(rows.quantised or ())):
+            if buffer is not None:
+                self._spoilt(buffer)
+        return rows
 
     def _activations_difference(self, found: Activations, exact: Doubles) -> float:
         if found.quantised is None:
@@ -217,6 +230,11 @@ class SelfTestCases:
         )
         by_slot = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
         return [tokens.reshape(-1, shape.num_kv_heads, shape.padded_head_dim) for tokens in by_slot]
+
+    def _spoilt(self, buffer: cl.Buffer) -> cl.Buffer:
+        """`buffer`, full of NaN: it could hold what it should, left by another run, and a kernel do nothing."""
+        self._device.write(buffer, np.full(buffer.size, 0xFF, np.uint8))
+        return buffer
 
     def _normal(self, *shape: int) -> Floats:
         return self._rng.standard_normal(shape, np.float32)

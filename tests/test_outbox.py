@@ -1,0 +1,68 @@
+"""What a stream has yet to send: numbered without gaps, merged while its writer is late."""
+
+from __future__ import annotations
+
+import asyncio
+
+from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Accepted, Delta, Finished, Update
+from service_common.outbox import Outbox
+
+
+def delta(*token_ids: int) -> Delta:
+    return Delta(token_ids=token_ids, num_tokens=len(token_ids))
+
+
+async def batches(outbox: Outbox) -> list[list[Update]]:
+    return [batch async for batch in outbox.batches()]
+
+
+async def test_a_late_writer_gets_one_delta_per_choice() -> None:
+    """Deltas of the same choice are merged while they wait; others keep their own."""
+    outbox = Outbox()
+    outbox.accepted(1, Accepted())
+    for token_id in range(5):
+        outbox.delta(1, 0, delta(token_id))
+        outbox.delta(1, 1, delta(token_id + 10))
+    outbox.finished(1, 0, Finished(reason=FINISH_REASON_STOP))
+    outbox.close()
+    [batch] = await batches(outbox)
+    assert [(update.choice, update.sequence, list(update.delta.token_ids)) for update in batch] == [
+        (0, 0, []),
+        (0, 1, [0, 1, 2, 3, 4]),
+        (1, 0, [10, 11, 12, 13, 14]),
+        (0, 2, []),
+    ]
+    assert batch[1].delta.num_tokens == 5
+
+
+async def test_what_was_handed_out_is_not_changed_by_what_follows() -> None:
+    """After a batch was taken, the next delta is an update of its own, numbered on."""
+    outbox = Outbox()
+    taken: list[list[Update]] = []
+
+    async def write() -> None:
+        taken.extend([batch async for batch in outbox.batches()])
+
+    writer = asyncio.create_task(write())
+    for token_id in range(3):
+        outbox.delta(7, 0, delta(token_id))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    outbox.close()
+    await writer
+    updates = [update for batch in taken for update in batch]
+    assert [update.sequence for update in updates] == list(range(len(updates)))
+    assert [token for update in updates for token in update.delta.token_ids] == [0, 1, 2]
+    assert len(updates) > 1
+
+
+async def test_closing_ends_the_batches_after_the_last_update() -> None:
+    """Nothing is lost at the end, and an empty outbox ends at once."""
+    outbox = Outbox()
+    outbox.close()
+    assert await batches(outbox) == []
+    outbox = Outbox()
+    outbox.finished(1, 0, Finished())
+    outbox.close()
+    assert len(await batches(outbox)) == 1
+    assert outbox.is_empty
