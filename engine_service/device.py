@@ -7,7 +7,7 @@ thread.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,15 @@ def device_errors(operation: str, **parameters: object) -> Iterator[None]:
 
 def list_devices() -> list[cl.Device]:
     """All OpenCL devices of all platforms, in the order in which `--device` counts them; empty without a driver."""
-    with device_errors("list devices"):
-        try:
-            platforms = cl.get_platforms()
-        except cl.LogicError:  # the loader's "no platform" is an answer, not a failure
-            return []
-        return [device for platform in platforms for device in platform.get_devices()]
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error:  # the loader's way to say that there is none
+        return []
+    devices = []
+    for platform in platforms:
+        with suppress(cl.Error):  # a platform without devices, or a broken one, leaves the others usable
+            devices += platform.get_devices()
+    return devices
 
 
 class Device:

@@ -178,7 +178,8 @@ def _death(done: subprocess.CompletedProcess[bytes]) -> str | None:
     """How the child died, with the first thing it said; None when it ended by itself."""
     if done.returncode == 0:
         return None
-    cause = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+    names = {-number: number.name for number in signal.Signals}
+    cause = names.get(done.returncode, f"exit code {done.returncode}")
     words = done.stderr.decode(errors="replace").strip()
     # A traceback's point is its last line; a driver's first complaint is the cause of all that follow.
     lines = words.splitlines()

@@ -86,7 +86,7 @@ class EngineProcess:
     async def _watch(self, address: str) -> None:
         """Announces the engine when it is loaded, then judges its health until its thread ends."""
         try:
-            await asyncio.wrap_future(self._loop.loaded)
+            await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
         except Exception as error:
             if not isinstance(error, StartupError):
                 structlog.get_logger(__name__).critical("the model could not be loaded", exc_info=error)

@@ -34,7 +34,6 @@ from engine_service.quant_unpack import BlockFields, Bytes, unpack_blocks
 from service_common.errors import StartupError
 
 ROWS = 8
-ROWS_PER_ITEM = 2 * ROWS  # that a work-item of the matmul kernels computes: ROW_GROUPS in kernels/weight_tile.cl
 _CODES = 32
 _CHUNK_BYTES = 1 << 20
 

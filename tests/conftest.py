@@ -16,6 +16,13 @@ _VARIABLE = "CLFORGE_TEST_DATA"
 _DEFAULT = Path(__file__).parent.parent.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single test modules."""
+    parser.addoption(
+        "--oclgrind", choices=("short", "full"), default="short", help="how much of test_oclgrind.py to run"
+    )
+
+
 def find_shared_data() -> Path:
     """Where outside test data is, or would be."""
     return Path(os.environ.get(_VARIABLE, _DEFAULT)).absolute()

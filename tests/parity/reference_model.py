@@ -71,7 +71,8 @@ class ReferenceModel:
 
     def _norm(self, x: Floats, name: str) -> Floats:
         eps = float(self._value("attention.layer_norm_rms_epsilon"))
-        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * self._weights[f"{name}.weight"]
+        normed: Floats = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * self._weights[f"{name}.weight"]
+        return normed
 
     def _linear(self, x: Floats, name: str) -> Floats:
         return x @ self._weights[f"{name}.weight"].T + self._weights.get(f"{name}.bias", 0.0)

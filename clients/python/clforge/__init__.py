@@ -1,0 +1,89 @@
+"""CLForge's client: `async with Client(target) as client: ...`; see `Client`.
+
+Names are loaded at first use: the services import `clforge.v1` and must not pay for the client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clforge.client import Client
+    from clforge.errors import (
+        AuthenticationError,
+        ClforgeError,
+        ConnectionLostError,
+        DeadlineError,
+        FailedPreconditionError,
+        InvalidRequestError,
+        NotFoundError,
+        OverloadedError,
+        ProtocolError,
+        RequestCancelledError,
+        ServerError,
+        StatusError,
+        UnavailableError,
+        UnimplementedError,
+        UnreachableError,
+    )
+    from clforge.events import (
+        Accepted,
+        Choice,
+        Completion,
+        Delta,
+        Event,
+        Finished,
+        FinishReason,
+        Logprob,
+        ModelInfo,
+        Timings,
+        TokenLogprobs,
+        Usage,
+    )
+    from clforge.params import Params
+    from clforge.session import Request, Session
+
+__all__ = [
+    "Accepted",
+    "AuthenticationError",
+    "Choice",
+    "ClforgeError",
+    "Client",
+    "Completion",
+    "ConnectionLostError",
+    "DeadlineError",
+    "Delta",
+    "Event",
+    "FailedPreconditionError",
+    "FinishReason",
+    "Finished",
+    "InvalidRequestError",
+    "Logprob",
+    "ModelInfo",
+    "NotFoundError",
+    "OverloadedError",
+    "Params",
+    "ProtocolError",
+    "Request",
+    "RequestCancelledError",
+    "ServerError",
+    "Session",
+    "StatusError",
+    "Timings",
+    "TokenLogprobs",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnreachableError",
+    "Usage",
+]
+
+_MODULES = ("clforge.client", "clforge.session", "clforge.params", "clforge.events", "clforge.errors")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

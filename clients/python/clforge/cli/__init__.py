@@ -1,0 +1,166 @@
+"""The command `clforge`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Never, cast
+
+import typer
+
+from clforge.cli import exit_codes
+from clforge.client import DEFAULT_TARGET
+from engine_service.config import EngineConfig
+from service_common.errors import ConfigError, StartupError
+from service_common.lifecycle import exit_with
+from service_common.logging import LogLevel
+from service_common.options import command
+from tokenizer_service.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from clforge.params import Params
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut long option names off
+    help="Serve GGUF language models over gRPC on any OpenCL device, and use such servers.",
+    epilog=exit_codes.HELP,
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+def main() -> None:
+    """Runs the command of this process's arguments and ends the process; see exit_codes."""
+    try:
+        app(prog_name="clforge")
+    except StartupError as error:
+        exit_with(error)
+    except BrokenPipeError:
+        # Whoever read us has gone; without this Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(exit_codes.FAILED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clforge {version('clforge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+@command(EngineConfig, TokenizerConfig, without=frozenset({"engine"}))
+def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> None:
+    """Serve a GGUF model: engine and tokenizer, until a signal. Prints `ready ADDRESS` once requests can be served."""
+    from clforge.cli.serve import run
+
+    run(engine, tokenizer)
+
+
+@app.command(context_settings=_PASS_ON)
+def engine(context: typer.Context) -> None:
+    """Run the engine alone; --help shows its options."""
+    _become("engine_service", context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def tokenizer(context: typer.Context) -> None:
+    """Run the tokenizer service alone; --help shows its options."""
+    _become("tokenizer_service", context.args)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads standard input")],
+    target: Annotated[
+        str | None, typer.Option(help=f"Address of a running server; default: {DEFAULT_TARGET}", metavar="ADDRESS")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Start a private server with this GGUF file instead", metavar="FILE")
+    ] = None,
+    device: Annotated[int, typer.Option(help="With --model: OpenCL device, as `clforge devices` counts", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="With --model: CPU threads", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens; default: to the end", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: 1")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep so many likely tokens; default: 0, all", min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep likely tokens up to this sum; default: 1, all")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best; default: 0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Key of the random numbers; default: drawn", min=0)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on standard error")] = False,
+) -> None:
+    """Generate text from a prompt. It streams to standard output, all else goes to standard error. Ctrl-C cancels."""
+    from clforge.cli.generate import Generation, run_at, run_privately
+
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    params = cast("Params", {name: value for name, value in given.items() if value is not None})
+    generation = Generation(_read_prompt(prompt), params, as_json, summary=verbose or sys.stderr.isatty())
+    if model is None:
+        sys.exit(run_at(target or DEFAULT_TARGET, generation))
+    if target is not None:
+        raise ConfigError("--target and --model exclude each other: a running server, or a private one")
+    level = LogLevel.INFO if verbose else LogLevel.WARNING
+    sys.exit(run_privately(EngineConfig(model=model, device=device, threads=threads, log_level=level), generation))
+
+
+@app.command()
+def inspect(model: Annotated[Path, typer.Argument(help="A GGUF file", metavar="FILE")], as_json: _Json = False) -> None:
+    """Show what a model file holds. Tells whether it can be served, and what its weights cost on the device."""
+    from clforge.cli import machine
+
+    sys.exit(machine.inspect(model, as_json=as_json))
+
+
+@app.command()
+def devices(as_json: _Json = False) -> None:
+    """List the OpenCL devices, as --device counts them."""
+    from clforge.cli import machine
+
+    sys.exit(machine.devices(as_json=as_json))
+
+
+@app.command()
+def doctor(
+    device: Annotated[int, typer.Option(help="The device to test", min=0)] = 0,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder of compiled kernels", metavar="DIR")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Check whether this machine can serve. Cache folder, drivers, linker, a kernel, memory: each with its remedy."""
+    from clforge.cli import machine
+
+    sys.exit(machine.doctor(device, cache_dir, as_json=as_json))
+
+
+def _become(module: str, arguments: list[str]) -> Never:
+    """Makes this process run a service, so that signals and exit codes are the service's own."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+
+def _read_prompt(option: str) -> str:
+    if option != "-":
+        return option
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"-p -: standard input is not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,74 @@
+"""One of our services as a child process that announces itself on its standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from service_common.options import child_environment
+
+KILL_SECONDS = 10.0  # beyond its own limits a child gets so long to end
+
+_QUIET_GRPC = {"GRPC_VERBOSITY": "NONE"}  # or its C code writes beside the one line that tells a user what is wrong
+
+
+class Child:
+    """A running service. Must be started from the main thread, since the kernel ties its life to that thread's."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+        self._announced: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, name: str, module: str, arguments: Sequence[str]) -> Child:
+        """Starts `python -P -m module`. Its group is its own, so that Ctrl-C on a terminal reaches only us."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", module, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=_QUIET_GRPC | child_environment(),
+            process_group=0,
+        )
+        return cls(name, process)
+
+    async def announced(self) -> str:
+        """The address on its `ready` line, once it has come; never returns for a child that ends without one."""
+        return await asyncio.shield(self._announced)
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended; -N when signal N ended it."""
+        return await self._process.wait()
+
+    def interrupt(self) -> None:
+        """Asks it to drain; a second time, to hurry."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    async def stop(self, seconds: float) -> None:
+        """Interrupts it and returns when it has ended; it is killed when that takes longer than `seconds`."""
+        self.interrupt()
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        await self._reader
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            word, _, address = line.decode(errors="replace").strip().partition(" ")
+            if word == "ready" and not self._announced.done():
+                self._announced.set_result(address)
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    names = {-number: number.name for number in signal.Signals}
+    return f"was ended by {names[code]}" if code in names else f"ended with exit code {code}"

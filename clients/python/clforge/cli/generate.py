@@ -1,0 +1,112 @@
+"""`clforge generate`: one generation; its text to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from clforge.cli import exit_codes
+from clforge.cli.local_server import ServerFailed, local_server
+from clforge.client import Client
+from clforge.errors import ClforgeError, ConnectionLostError, UnreachableError
+from clforge.events import Delta, Event, Finished, FinishReason
+from clforge.params import Params
+from engine_service.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to generate and how to show it. `as_json` prints one event a line; `summary` tells of speed and end."""
+
+    prompt: str
+    params: Params
+    as_json: bool
+    summary: bool
+
+
+def run_at(target: str, generation: Generation) -> int:
+    """Generates on the server at `target`; returns the exit code."""
+    return _interruptible(_generate(target, generation))
+
+
+def run_privately(engine: EngineConfig, generation: Generation) -> int:
+    """Generates on a server of our own, which ends with the generation; returns the exit code."""
+    return _interruptible(_serve_and_generate(engine, generation))
+
+
+def _interruptible(generating: Coroutine[Any, Any, int]) -> int:
+    try:
+        return asyncio.run(generating)
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+async def _serve_and_generate(engine: EngineConfig, generation: Generation) -> int:
+    try:
+        async with local_server(engine) as server:
+            with Console(stderr=True).status(f"loading {engine.model.name}"):  # shown on terminals only
+                target = await server.start()
+            return await server.while_alive(_generate(target, generation))
+    except ServerFailed as failure:
+        failure.print()
+        return failure.exit_code
+
+
+async def _generate(target: str, generation: Generation) -> int:
+    try:
+        async with Client(target) as client:
+            events = client.generate(generation.prompt, **generation.params)
+            async with aclosing(events):
+                return await _show(events, generation)
+    except ClforgeError as error:
+        sys.stderr.write(f"clforge: {error}\n")
+        lost = isinstance(error, UnreachableError | ConnectionLostError)
+        return exit_codes.UNREACHABLE if lost else exit_codes.FAILED
+
+
+async def _show(events: AsyncIterator[Event], generation: Generation) -> int:
+    """Prints the events of one choice as they come; returns the exit code that its end means."""
+    end: Finished | None = None
+    try:
+        async for event in events:
+            if generation.as_json:
+                _print(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}, ensure_ascii=False) + "\n")
+            elif isinstance(event, Delta):
+                _print(event.text)
+            if isinstance(event, Finished):
+                end = event
+    finally:
+        if sys.stdout.isatty() and not generation.as_json:
+            _print("\n")
+    assert end is not None  # the client raises when a stream ends without it
+    if generation.summary:
+        sys.stderr.write(summary(end) + "\n")
+    if end.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return exit_codes.OK
+    sys.stderr.write(f"clforge: the request ended early: {end.reason}\n")
+    return exit_codes.FAILED
+
+
+def summary(end: Finished) -> str:
+    """One line on how much was generated, how fast, and why it ended."""
+    usage, timings = end.usage, end.timings
+    parts = [f"{usage.generated_tokens} tokens"]
+    if usage.generated_tokens > 1 and timings.decode_seconds > 0:
+        parts.append(f"{(usage.generated_tokens - 1) / timings.decode_seconds:.1f} tokens/s")
+    computed = usage.prompt_tokens - usage.cached_tokens
+    parts.append(f"prompt {usage.prompt_tokens} tokens ({computed} computed) in {timings.prefill_seconds:.2f} s")
+    matched = "" if end.matched_stop is None else f" ({end.matched_stop!r})"
+    return "; ".join([*parts, f"ended by {end.reason}{matched}"])
+
+
+def _print(text: str) -> None:
+    """Writes at once, as UTF-8 whatever the locale says: a stream of tokens is to be seen as it comes."""
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()

@@ -1,0 +1,189 @@
+"""Every error that the SDK raises on purpose.
+
+ClforgeError
+├── UnreachableError            no server answers at the address
+├── ConnectionLostError         the connection broke after the server had begun to answer
+├── ProtocolError               the server said what it must not
+└── StatusError                 the server refused or failed: code, reason, field, retry_after_seconds
+    ├── InvalidRequestError       INVALID_ARGUMENT, OUT_OF_RANGE; also raised before anything is sent
+    ├── NotFoundError             NOT_FOUND
+    ├── FailedPreconditionError   FAILED_PRECONDITION, ALREADY_EXISTS, ABORTED
+    ├── OverloadedError           RESOURCE_EXHAUSTED
+    ├── UnavailableError          UNAVAILABLE: loading, draining, or its engine is gone
+    ├── DeadlineError             DEADLINE_EXCEEDED
+    ├── RequestCancelledError     CANCELLED, by somebody else
+    ├── AuthenticationError       UNAUTHENTICATED, PERMISSION_DENIED
+    ├── UnimplementedError        UNIMPLEMENTED: this server, model or device lacks it
+    └── ServerError               INTERNAL, UNKNOWN, DATA_LOSS
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class ClforgeError(Exception):
+    """Base of all errors raised on purpose; str() is a message for a user, with the remedy where there is one."""
+
+
+class UnreachableError(ClforgeError):
+    """No server answers at `target`."""
+
+    def __init__(self, target: str, cause: str) -> None:
+        self.target = target
+        start = "start one with: clforge serve --model FILE; or give its address"
+        super().__init__(f"no server answers at {target} ({cause}); {start}")
+
+
+class ConnectionLostError(ClforgeError):
+    """The connection to `target` broke after the server had begun to answer; what it had sent stays valid."""
+
+    def __init__(self, target: str, cause: str) -> None:
+        self.target = target
+        super().__init__(f"the connection to {target} broke ({cause}); the server may have stopped")
+
+
+class ProtocolError(ClforgeError):
+    """The server broke the protocol, for instance by leaving out an update."""
+
+
+class StatusError(ClforgeError):
+    """The server refused or failed a request.
+
+    `code` is the status code's name, `reason` a stable word for programs, `field` the request's field at fault, and
+    `retry_after_seconds`, where set, when trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        reason: str = "UNKNOWN",
+        field: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.field, self.retry_after_seconds = code, reason, field, retry_after_seconds
+
+
+class InvalidRequestError(StatusError):
+    """A parameter is out of its range, or the prompt does not fit the served context."""
+
+
+class NotFoundError(StatusError):
+    """No such request or model."""
+
+
+class FailedPreconditionError(StatusError):
+    """The server is not in the state that the request needs."""
+
+
+class OverloadedError(StatusError):
+    """A limit of the server is reached: too many requests or tokens wait, or this one was never read."""
+
+
+class UnavailableError(StatusError):
+    """The server loads its model, drains, or has lost its engine."""
+
+
+class DeadlineError(StatusError):
+    """Time ran out."""
+
+
+class RequestCancelledError(StatusError):
+    """Somebody else cancelled."""
+
+
+class AuthenticationError(StatusError):
+    """The caller is unknown, or may not do this."""
+
+
+class UnimplementedError(StatusError):
+    """This server, model or device lacks what was asked for."""
+
+
+class ServerError(StatusError):
+    """The server failed; its log tells more."""
+
+
+_ERRORS: dict[grpc.StatusCode, type[StatusError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.ALREADY_EXISTS: FailedPreconditionError,
+    grpc.StatusCode.ABORTED: FailedPreconditionError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.CANCELLED: RequestCancelledError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+}
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def from_status(status: status_pb2.Status) -> StatusError:
+    """The error of a status, with what ErrorInfo, BadRequest and RetryInfo among its details say."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    _unpack(status, info)
+    _unpack(status, bad_request)
+    retryable = _unpack(status, retry)
+    return _ERRORS.get(code, ServerError)(
+        status.message or f"the server failed with {code.name}",
+        code=code.name,
+        reason=info.reason or "UNKNOWN",
+        field=bad_request.field_violations[0].field if bad_request.field_violations else None,
+        retry_after_seconds=retry.retry_delay.ToTimedelta().total_seconds() if retryable else None,
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) -> ClforgeError:
+    """The error that ended an RPC to `target`; `answered` tells whether the server had sent anything.
+
+    UNAVAILABLE without a status of the server's own comes from the transport.
+    """
+    status = _status(error)
+    if status is None and error.code() is grpc.StatusCode.UNAVAILABLE:
+        kind = ConnectionLostError if answered else UnreachableError
+        return kind(target, _transport_cause(error.details() or "no cause given"))
+    return from_status(status or status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
+
+
+def _transport_cause(details: str) -> str:
+    """The point of "failed to connect to all addresses; last error: UNKNOWN: ipv4:…: Connection refused"."""
+    return details.rsplit(": ", 1)[-1] if details.startswith("failed to connect") else details
+
+
+def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _unpack(status: status_pb2.Status, message: Message) -> bool:
+    """Fills `message` from the first detail of its type; whether there is one."""
+    return any(detail.Unpack(message) for detail in status.details)
+
+
+def invalid(field: str, value: Any, limit: str) -> InvalidRequestError:
+    """An error for a parameter that cannot even be sent."""
+    message = f"{field} is {value!r}; {limit}"
+    return InvalidRequestError(message, code="INVALID_ARGUMENT", reason="BAD_PARAMETER", field=field)

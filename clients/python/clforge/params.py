@@ -1,0 +1,100 @@
+"""The parameters of a generation, as keyword arguments, and their way into a message.
+
+A parameter that is not given takes the server's default. Ranges are the server's to check; only what a message cannot
+hold is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypedDict
+
+from clforge.errors import invalid
+from clforge.v1 import generation_pb2 as pb
+from clforge.v1 import tokenizer_pb2
+
+
+class Params(TypedDict, total=False):
+    """Keyword arguments of `generate`, `complete` and `submit`.
+
+    Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`. Ending: `max_tokens`, `min_tokens`,
+    `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
+    `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
+    likely tokens to report beside the chosen one; `model`: the name of the model wanted.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    max_tokens: int
+    min_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    include_stop: bool
+    n: int
+    priority: int
+    timeout: float
+    cache_salt: str
+    no_cache: bool
+    logprobs: int
+    model: str
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
+_GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs")
+_LISTS = ("stop", "stop_token_ids")
+
+
+def prompt_to_proto(prompt: str | Sequence[int]) -> tokenizer_pb2.Prompt:
+    """Text, or token ids taken as they are. InvalidRequestError for what a message cannot hold."""
+    result = tokenizer_pb2.Prompt()
+    if isinstance(prompt, str):
+        _set(result, "text", prompt)
+    else:
+        _set(result.token_ids, "ids", prompt, is_list=True)
+        result.token_ids.SetInParent()
+    return result
+
+
+def params_to_proto(params: Params) -> pb.GenerationParams:
+    """All but `model`. TypeError for an unknown name, InvalidRequestError for a value that a message cannot hold."""
+    unknown = set(params) - set(Params.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown generation parameter {min(unknown)!r}; there are {', '.join(Params.__annotations__)}")
+    result = pb.GenerationParams()
+    given: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
+    for message, names in ((result.sampling, _SAMPLING), (result.stopping, _STOPPING), (result, _GENERAL)):
+        for name in names:
+            if name in given:
+                _set(message, name, given[name], is_list=name in _LISTS)
+    if "timeout" in given:
+        set_timeout(result, given["timeout"])
+    return result
+
+
+def set_timeout(params: pb.GenerationParams, seconds: float | None) -> None:
+    """Sets the timeout, None for none. InvalidRequestError for what is no number of seconds."""
+    params.ClearField("timeout")
+    if seconds is None:
+        return
+    try:
+        params.timeout.FromTimedelta(timedelta(seconds=seconds))
+    except (OverflowError, ValueError, TypeError) as error:
+        raise invalid("timeout", seconds, "must be a number of seconds") from error
+
+
+def _set(message: Any, field: str, value: Any, *, is_list: bool = False) -> None:
+    try:
+        if is_list:
+            if isinstance(value, str | bytes):
+                raise TypeError("must be a list")
+            getattr(message, field).extend(value)
+        else:
+            setattr(message, field, value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise invalid(field, value, str(error)) from error

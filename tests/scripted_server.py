@@ -1,0 +1,136 @@
+"""A TokenizerService that says what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
+
+from clforge.v1 import generation_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from clforge.v1.generation_pb2 import Update
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Incoming = AsyncIterator[tokenizer_pb2.GenerateTextRequest]
+
+
+def status(code: grpc.StatusCode, *, field: str = "", retry_seconds: float | None = None) -> status_pb2.Status:
+    """A status as the services send it."""
+    result = status_pb2.Status(code=code.value[0], message=f"it is {code.name}")
+    result.details.add().Pack(error_details_pb2.ErrorInfo(reason="BECAUSE", domain="clforge.v1"))
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field)
+        result.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if retry_seconds is not None:
+        delay = Duration(nanos=int(retry_seconds * 1e9))
+        result.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return result
+
+
+def accepted(request_id: int = 0) -> Update:
+    """The first update of a request."""
+    return Update(request_id=request_id, accepted=generation_pb2.Accepted(global_id="g", seed=7, num_prompt_tokens=3))
+
+
+def delta(sequence: int, text: str, request_id: int = 0, num_tokens: int = 1) -> Update:
+    """A piece of choice 0."""
+    piece = generation_pb2.Delta(text=text, token_ids=[1] * num_tokens, num_tokens=num_tokens)
+    return Update(request_id=request_id, sequence=sequence, delta=piece)
+
+
+def finished(sequence: int, request_id: int = 0, **fields: Any) -> Update:
+    """The end of choice 0, STOP unless said otherwise."""
+    end = generation_pb2.Finished(**({"reason": generation_pb2.FINISH_REASON_STOP} | fields))
+    return Update(request_id=request_id, sequence=sequence, finished=end)
+
+
+def failed(sequence: int, error: status_pb2.Status, request_id: int = 0) -> Update:
+    """The end of choice 0 by an error."""
+    return finished(sequence, request_id, reason=generation_pb2.FINISH_REASON_ERROR, error=error)
+
+
+# What a script does next: say an update, end the call with a status, or wait for some seconds.
+Step: TypeAlias = Update | status_pb2.Status | float
+
+
+class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """Answers the plain door with one script per call; GenerateText says what `talk` says, the rest is fixed."""
+
+    def __init__(self) -> None:
+        self.scripts: list[list[Step]] = []
+        self.requests: list[Any] = []
+        self.cancelled = asyncio.Event()
+        self.talk: Callable[[Incoming, Context], AsyncIterator[list[Update]]] | None = None
+
+    async def Generate(
+        self, request: tokenizer_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[tokenizer_pb2.GenerateResponse]:
+        """Plays the next script."""
+        self.requests.append(request)
+        try:
+            for step in self.scripts.pop(0):
+                if isinstance(step, Update):
+                    yield tokenizer_pb2.GenerateResponse(updates=[step])
+                elif isinstance(step, status_pb2.Status):
+                    await context.abort_with_status(rpc_status.to_status(step))
+                else:
+                    await asyncio.sleep(step)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def GenerateText(
+        self, request_iterator: Incoming, context: Context
+    ) -> AsyncIterator[tokenizer_pb2.GenerateTextResponse]:
+        """Says what `talk` says."""
+        assert self.talk is not None
+        try:
+            async for updates in self.talk(request_iterator, context):
+                yield tokenizer_pb2.GenerateTextResponse(updates=updates)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def Complete(
+        self, request: tokenizer_pb2.CompleteRequest, context: Context
+    ) -> tokenizer_pb2.CompleteResponse:
+        """Echoes the prompt."""
+        self.requests.append(request)
+        choice = tokenizer_pb2.CompleteResponse.Choice(text=request.prompt.text, finished=finished(0).finished)
+        return tokenizer_pb2.CompleteResponse(choices=[choice], accepted=accepted().accepted)
+
+    async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
+        """One id per byte."""
+        sequences = [tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
+        return tokenizer_pb2.EncodeResponse(sequences=sequences)
+
+    async def Decode(self, request: tokenizer_pb2.DecodeRequest, context: Context) -> tokenizer_pb2.DecodeResponse:
+        """One byte per id."""
+        return tokenizer_pb2.DecodeResponse(texts=[bytes(each.ids).decode() for each in request.sequences])
+
+    async def GetModelInfo(
+        self, request: tokenizer_pb2.GetModelInfoRequest, context: Context
+    ) -> tokenizer_pb2.GetModelInfoResponse:
+        """A model of which little is known."""
+        info = generation_pb2.ModelInfo(name="tiny", vocab_size=512, eog_token_ids=[2])
+        return tokenizer_pb2.GetModelInfoResponse(model_info=info)
+
+
+@asynccontextmanager
+async def running(servicer: ScriptedServer, folder: Path) -> AsyncIterator[str]:
+    """The address of a server with this servicer."""
+    server = grpc.aio.server()
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    target = f"unix:{folder}/s"
+    server.add_insecure_port(target)
+    await server.start()
+    try:
+        yield target
+    finally:
+        await server.stop(None)
