@@ -15,6 +15,7 @@ import pyopencl as cl
 from numpy.typing import NDArray
 
 from service_common.errors import DeviceError
+from service_common.resources import processor_flags
 
 _MAX_BUFFER_BYTES = 1 << 40
 
@@ -59,6 +60,20 @@ class Device:
         if not 0 <= index < len(devices):
             raise DeviceError("open device", "DEVICE_NOT_FOUND", index=index, available=len(devices))
         return cls(devices[index])
+
+    @property
+    def num_compute_units(self) -> int:
+        """Work-groups that run at once: threads, on a CPU."""
+        return max(1, int(self.handle.max_compute_units))
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether kernels run on this machine's own processor and it has AVX-512 VNNI on 256-bit vectors.
+
+        The compiler of a driver may not know the processor and so not define the macro.
+        """
+        is_cpu = bool(int(self.handle.type) & int(cl.device_type.CPU))
+        return is_cpu and {"avx512_vnni", "avx512vl"} <= processor_flags()
 
     @property
     def supports_correct_division(self) -> bool:

@@ -51,6 +51,8 @@ class KernelLibrary:
             options.append("-cl-fp32-correctly-rounded-divide-sqrt")
         if self.portable:
             options.append("-DCLF_PORTABLE")
+        elif self.device.has_vnni and "-DCLF_VNNI=0" not in defines:
+            options.append("-DCLF_VNNI=1")
         try:
             program: cl.Program = cl.Program(self.device.context, _source_text(source)).build(options)
         except cl.Error as error:

@@ -10,14 +10,15 @@ from engine_service.block_manager import BlockManager
 from engine_service.config import EngineConfig
 from engine_service.device import Device
 from engine_service.engine import Engine
-from engine_service.kernel_library import KernelLibrary
 from engine_service.kv_cache import KVCache, KVCachePlan, KVCacheShape, plan_kv_cache
+from engine_service.model_kernels import ModelKernels
 from engine_service.model_runner import ModelRunner
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
 from engine_service.operations import Operations
 from engine_service.sampler import Sampler
 from engine_service.scheduler import Scheduler, SchedulerConfig
+from engine_service.self_test import choose_library
 from engine_service.served_model import ServedModel, numerics_id
 from engine_service.step_inputs import StepInputs, StepLimits
 from engine_service.weights import Progress, Weights
@@ -40,7 +41,11 @@ def load_engine(
 ) -> LoadedEngine:
     """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit."""
     device = Device.open(config.device)
-    library = KernelLibrary(device, portable=config.portable_kernels)
+    eog_ids = tuple(sorted(SpecialTokens.from_gguf(reader).eog_ids))
+    kernels = ModelKernels.of(
+        reader, hyperparameters, block_size=config.block_size, kv_cache_type=config.kv_cache_type, eog_ids=eog_ids
+    )
+    library = choose_library(device, kernels, portable=config.portable_kernels)
     plan, shape = _plan_cache(config, reader, hyperparameters)
     limits = StepLimits(
         max_tokens=config.max_num_batched_tokens,
@@ -53,7 +58,6 @@ def load_engine(
     weights = Weights(device, reader, progress)
     operations = Operations(device, library, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
-    eog_ids = tuple(sorted(SpecialTokens.from_gguf(reader).eog_ids))
     sampler = Sampler(device, library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
     runner = ModelRunner(device, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)

@@ -21,7 +21,8 @@ from engine_service.weights import Matrix
 
 _GROUP = 32  # elements that share an activation scale: docs/numerics.md section 2
 _SWIGLU_CHUNK = 1024
-_ROW_GROUPS = 2  # groups of 8 weight rows that a matmul's work-item computes: kernels/weight_tile.cl
+_MATMUL_SHARE = 8  # groups of 8 weight rows a work-item, where that leaves items enough for all threads
+_MATMUL_ITEMS_PER_UNIT = 4
 
 
 class Launch:
@@ -136,7 +137,7 @@ class Operations:
         only_logit_rows: bool = False,
     ) -> list[Launch]:
         """y[row][y_offset:] = matrix @ x[row] (+ bias), or that added to what is there."""
-        defines = {**matrix.layout.defines, "ROW_GROUPS": _ROW_GROUPS}
+        defines = dict(matrix.layout.defines)
         if bias is not None:
             defines["BIAS"] = 1
         if add_to_y:
@@ -147,9 +148,16 @@ class Operations:
         assert inputs is not None, "the activations were made for other matrices"
         sizes = (LOGIT_COUNT if only_logit_rows else TOKEN_COUNT, matrix.cols, matrix.rows, y_stride, y_offset)
         biases = () if bias is None else (bias,)
-        num_items = -(-matrix.rows // (ROWS * _ROW_GROUPS))
+        num_items = self._matmul_items(matrix.rows)
         arguments = matrix.buffer, *inputs, *biases, y, self._inputs.counts, *map(np.int32, sizes)
         return [Launch(kernel, lambda _: num_items, *arguments)]
+
+    def _matmul_items(self, num_rows: int) -> int:
+        """Kernels share their rows out among any number of items: few are faster, but all threads need some."""
+        groups, share = -(-num_rows // ROWS), _MATMUL_SHARE
+        while share > 2 and -(-groups // share) < _MATMUL_ITEMS_PER_UNIT * self._device.num_compute_units:
+            share //= 2
+        return -(-groups // share)
 
     def rope_kv_write(
         self, qkv: cl.Buffer, rotary_table: cl.Buffer, cache: KVCache, layer: int, shape: AttentionShape

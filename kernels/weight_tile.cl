@@ -6,13 +6,15 @@
 // Quantised weights:
 //   CODE_BITS   4, 5, 6 or 8      CODE_ZERO   the code of weight 0
 //   HAS_MIN     1: a minimum is added      GROUP   0: one scale; 32 or 16: 8 x 32 codes with 8-bit scales per 32 or 16
-// Tiles are [ceil(N / 8)][K / 32 / TILE_BLOCKS], each of 8 rows x TILE_BLOCKS blocks of 32 codes. A tile holds, in this order,
-//   codes [TILE_BLOCKS][BLOCK_BYTES], group scales, f16 scale [8 rows], f16 minimum [8 rows] (HAS_MIN).
-//   group scales, GROUP 32: u8 scale [8 blocks][8 rows], u8 minimum [8 blocks][8 rows]; GROUP 16: int8 [8 blocks][8 rows][2 halves].
+// Tiles are [ceil(N / 8)][K / 32 / TILE_BLOCKS], each of 8 rows x TILE_BLOCKS blocks of 32 codes. A tile holds, in order,
+//   codes         [TILE_BLOCKS][BLOCK_BYTES]
+//   group scales  GROUP 32: u8 scale [8 blocks][8 rows], u8 minimum [8 blocks][8 rows]; GROUP 16: int8 [8 blocks][8 rows][2]
+//   scale         f16 [8 rows]
+//   minimum       f16 [8 rows], where HAS_MIN
 // Quad p (0..7) of a block is its codes 4p..4p+3; quad vector Q[p] has bytes [8 rows][4]. The codes of a block are
 //   8 bits: Q[0..7]. Otherwise 4 vectors, v of which is Q[2v] in the low nibbles and Q[2v+1] in the high ones, and then
 //   5 bits: 1 vector, bit p belongs to Q[p]; 6 bits: 2 vectors, bits 2f, 2f+1 of vector u belong to Q[4u+f].
-// Tiles of quantised weights, and all their parts, are aligned to 16 bytes.
+// Matrices are aligned to 32 bytes; tiles of quantised weights, and all their parts of 16 bytes and more, to 16.
 #ifdef CLF_AVX2
 #define CLF_TO_FLOAT8(x) __builtin_convertvector(x, float8)
 #define CLF_TO_INT8(x) __builtin_convertvector(x, int8)
@@ -93,20 +95,29 @@ static inline int8 tile_half_scales(__global const uchar *tile, int b, int h) {
 #endif
 
 #if defined(WEIGHT_BYTES) || defined(CODE_BITS)
-// Matmuls go in tiles of the result: ROW_GROUPS groups of 8 weight rows x TOKENS tokens, so that what is unpacked or loaded
-// once serves several. What a tile has past N or M repeats the last row group or token and is not stored; a last token
-// alone is done apart.
+// A matmul's groups of 8 weight rows are shared out evenly to the work-items, however many there are; ITEM_GROUPS each are
+// enough to repay what an item does once. Each takes its groups through all tokens, in tiles of ROW_GROUPS groups x TOKENS
+// tokens, so that what is unpacked or loaded once serves several. What a tile has past the last group or token repeats that
+// and is not stored; a last token alone is done apart.
 #ifndef ROW_GROUPS
 #define ROW_GROUPS 2
 #endif
 #ifndef TOKENS
 #define TOKENS 4
 #endif
+#ifndef ITEM_GROUPS
+#define ITEM_GROUPS 8
+#endif
+
+static inline int groups_per_item(int num_groups) {
+  int num_items = get_global_size(0), share = (num_groups + num_items - 1) / num_items;
+  return (share + ROW_GROUPS - 1) / ROW_GROUPS * ROW_GROUPS;
+}
 
 #define FOR(i, n) _Pragma("unroll") for (int i = 0; i < n; i++)
 // Over the row groups or tokens of a tile: all of them where it is `full`, else the first alone. The loop's length is a
 // constant all the same, since only then do arrays that it indexes live in registers.
-#define EACH(i, n) FOR(i, n) if (i == 0 || full)
+#define EACH(i, n) FOR(i, n) if (i == 0 || __builtin_expect(full, 1))
 
 // Weights into the second-level cache, for the next work-item. Past the end of the buffer this does nothing.
 static inline void prefetch_weights(__global const uchar *p, int nbytes) {

@@ -19,12 +19,15 @@ def available_memory_bytes(root: Path = _ROOT) -> int:
     The smallest of /proc/meminfo's MemAvailable and, for each control group above this process, limit − usage + file
     cache: cache is given up before a process is killed. At least 0. `root` stands for `/`, so that tests can build one.
     """
-    figures: list[int | None] = [_machine_available_bytes(root)]
-    for group in _groups(root, None):
-        figures.append(_group_available_bytes(group, "memory.max", "memory.current", ""))
-        figures.append(_group_available_bytes(group, "memory.high", "memory.current", ""))
-    for group in _groups(root, "memory"):
-        figures.append(_group_available_bytes(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+    figures = [
+        _machine_available_bytes(root),
+        *(_group_available_bytes(group, "memory.max", "memory.current", "") for group in _groups(root, None)),
+        *(_group_available_bytes(group, "memory.high", "memory.current", "") for group in _groups(root, None)),
+        *(
+            _group_available_bytes(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            for group in _groups(root, "memory")
+        ),
+    ]
     return max(0, min(figure for figure in figures if figure is not None))
 
 
@@ -46,6 +49,12 @@ def usable_cpus(root: Path = _ROOT) -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
     return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def processor_flags(root: Path = _ROOT) -> frozenset[str]:
+    """Names of the processor's instruction set extensions, as the kernel lists them; empty where it does not."""
+    flags = (words[2:] for words in _lines(root / "proc/cpuinfo") if words[:2] == ["flags", ":"])
+    return frozenset(next(flags, []))
 
 
 def _machine_available_bytes(root: Path) -> int:
@@ -76,7 +85,7 @@ def _groups(root: Path, controller: str | None) -> Iterator[Path]:
     """Folders of this process's control group and its ancestors, innermost first.
 
     `controller` is a version 1 controller's name, None means version 2. The path in /proc/self/cgroup may be the host's
-    while the mount shows the container's part only; then its folders do not exist and the mount itself holds the limits.
+    while the mount shows the container's part only; then its folders do not exist, and the mount holds the limits.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")

@@ -284,7 +284,9 @@ async def test_violations_of_the_protocol_end_the_stream(
     call = running.stub.GenerateTokens()
     for message in messages:
         await call.write(message)
-    assert await call.code() == code
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await finished(call)
+    assert failure.value.code() == code
     await running.until_empty()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service_common.resources import available_memory_bytes, cpu_quota, usable_cpus
+from service_common.resources import available_memory_bytes, cpu_quota, processor_flags, usable_cpus
 
 GIB = 2**30
 
@@ -95,3 +95,11 @@ def test_this_machine_has_memory() -> None:
     """The real files are understood."""
     assert available_memory_bytes() > 0
     assert usable_cpus() >= 1
+
+
+def test_processor_flags_are_those_that_the_kernel_lists(tmp_path: Path) -> None:
+    """The first processor's flags; none where there is no such file or line."""
+    assert processor_flags(tmp_path) == frozenset()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512vl\n\nprocessor\t: 1\n")
+    assert processor_flags(tmp_path) == {"fpu", "avx2", "avx512vl"}

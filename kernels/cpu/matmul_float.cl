@@ -2,9 +2,9 @@
 //
 // Defines: the layout's (kernels/weight_tile.cl); BIAS adds bias[n]; RESIDUAL adds what y holds.
 //
-// A work-item computes ROW_GROUPS groups of 8 weight rows for all tokens, in the tiles of kernels/weight_tile.cl: launch
-// ceil(N / (8 * ROW_GROUPS)) items or more. Every sum follows K, so tiling changes no result. A tile of one token keeps all
-// its row groups: a chain of dependent additions each, and one alone would be slower than memory.
+// Work is shared out as kernels/weight_tile.cl says: launch any number of items. Every sum follows K, so neither the share
+// nor the tile changes a result. A tile of one token keeps all its row groups: each is a chain of dependent additions, and
+// one alone would be slower than memory.
 #define SEGMENT 512  // elements in a segment of docs/numerics.md section 4
 #define STRIDE (8 * WEIGHT_BYTES)
 
@@ -45,7 +45,8 @@ static inline void matmul_tile(__global const uchar *weights, __global const flo
     }
   }
   EACH(t, TOKENS) {
-    if (m + t < M) FOR(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
+    if (m + t >= M) continue;
+    FOR(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
   }
 }
 
@@ -63,7 +64,9 @@ __kernel void matmul_float(__global const uchar *weights, __global const float *
 #ifndef BIAS
   __global const float *bias = 0;
 #endif
-  int group = get_global_id(0) * ROW_GROUPS, M = counts[count_index];
-  if (group * 8 >= N) return;
-  for (int m = 0; m < M; m += TOKENS) matmul_tile(weights, x, bias, y + y_offset, y_stride, N, K, group, m, M, M - m > 1);
+  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups), M = counts[count_index];
+  int start = get_global_id(0) * share, end = start + share < num_groups ? start + share : num_groups;
+  for (int group = start; group < end; group += ROW_GROUPS) {
+    for (int m = 0; m < M; m += TOKENS) matmul_tile(weights, x, bias, y + y_offset, y_stride, N, K, group, m, M, M - m > 1);
+  }
 }

@@ -1,15 +1,15 @@
 // y = weights x activations for quantised weights, and activations quantised per 32 (docs/numerics.md sections 2 and 4).
 //
 // Defines: the layout's (kernels/weight_tile.cl); BIAS adds bias[n]; RESIDUAL adds what y holds.
-// CLF_VNNI (with AVX2) takes AVX-512's dot product; whoever builds with it has checked that the processor has VNNI and VL.
+// CLF_VNNI=1 (with AVX2) takes AVX-512's dot product of bytes: who sets it has seen that the processor has AVX512_VNNI and
+// AVX512VL. It is written as assembly, since PoCL does not target them.
 //
-// A work-item computes ROW_GROUPS groups of 8 weight rows for all tokens, in the tiles of kernels/weight_tile.cl: launch
-// ceil(N / (8 * ROW_GROUPS)) items or more. Sums inside a block are integers and all other sums follow K, so tiling changes
-// no result.
+// Work is shared out as kernels/weight_tile.cl says: launch any number of items. Sums inside a block are integers and all
+// other sums follow K, so neither the share nor the tile changes a result.
 #define SEGMENT 16                    // blocks of 32 in a segment of docs/numerics.md section 4
 #define HALVES (GROUP == 16 ? 2 : 1)  // parts of a block with a scale of their own
 
-#if CODE_BITS == 8 && defined(CLF_AVX2) && !defined(CLF_VNNI)
+#if CODE_BITS == 8 && defined(CLF_AVX2) && !CLF_VNNI
 #define WIDE 1  // codes of 8 bits would overflow the int16 sums of vpmaddubsw: multiplied as int16
 #else
 #define WIDE 0
@@ -50,9 +50,9 @@ static inline void load_activations(activations_t *x, __global const char *xq, _
 #ifdef CLF_AVX2
 typedef char v32c __attribute__((__vector_size__(32)));
 typedef short v16s __attribute__((__vector_size__(32)));
-typedef ushort ushort16_unaligned __attribute__((ext_vector_type(16), aligned(16)));
+typedef ushort ushort16_half_aligned __attribute__((ext_vector_type(16), aligned(16)));
 
-#define LOAD(p) (*(__global const ushort16_unaligned *)(p))
+#define LOAD(p) (*(__global const ushort16_half_aligned *)(p))
 
 // Step s of a block takes two vectors of codes; each is multiplied with an int of activations, 2s and 2s + 1 of the block's.
 #define STEPS (WIDE ? 8 : 4)
@@ -82,7 +82,7 @@ static inline void load_codes(ushort16 *codes, __global const uchar *block, int 
 }
 
 // The empty statements hide the sums from the compiler, whose own order of additions spills every unpacked code.
-#if defined(CLF_VNNI)
+#if CLF_VNNI
 static inline int8 multiply_add(int8 sum, ushort16 codes, int8 x) {
   __asm__("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
   return sum;
@@ -184,42 +184,46 @@ static inline void add_block(v8f acc[][TOKENS], __global const uchar *const *til
   }
 }
 
-// The tile at row group `group` and token m; y points to column y_offset. What a full tile has past N or M repeats the last
-// row group or token and is not stored.
-static inline void matmul_tile(__global const uchar *weights, __global const char *xq, __global const float *xd,
-                               __global const short *xsum, __global const float *bias, __global float *y, int y_stride, int N,
-                               int num_blocks, int group, int m, int M, bool full) {
-  __global const uchar *tiles[ROW_GROUPS];
-  v8f total[ROW_GROUPS][TOKENS];
+// Row groups `group` to `end` - 1, at most ITEM_GROUPS, for the tile of tokens from m on; y points to column y_offset. The
+// first tile prefetches the groups after next, since it is then that weights come from memory; a token alone needs no help.
+static inline void matmul_tokens(__global const uchar *weights, __global const char *xq, __global const float *xd,
+                                 __global const short *xsum, __global const float *bias, __global float *y, int y_stride,
+                                 int N, int num_blocks, int group, int end, int m, int M, bool full) {
   activations_t x;
+  v8f total[ITEM_GROUPS][TOKENS];
   size_t group_bytes = (size_t)(num_blocks / TILE_BLOCKS) * TILE_BYTES;
-  EACH(g, ROW_GROUPS) {
-    int clamped = group + g < (N + 7) / 8 ? group + g : group;
-    tiles[g] = weights + clamped * group_bytes;
-    EACH(t, TOKENS) total[g][t] = (v8f)(0.0f);
-  }
   for (int first = 0; first < num_blocks; first += SEGMENT) {
     int count = num_blocks - first < SEGMENT ? num_blocks - first : SEGMENT;
     for (int t = 0; t < (full ? TOKENS : 1); t++) {
       size_t token = m + t < M ? m + t : M - 1;
       load_activations(&x, xq, xd, xsum, token * num_blocks + first, count, t);
     }
-    v8f acc[ROW_GROUPS][TOKENS];
-    EACH(g, ROW_GROUPS) EACH(t, TOKENS) acc[g][t] = (v8f)(0.0f);
-    for (int b = 0; b < count; b += TILE_BLOCKS) {
-      if (full && m == 0) EACH(g, ROW_GROUPS) prefetch_weights(tiles[g] + ROW_GROUPS * group_bytes, TILE_BYTES);
-      for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, full);
-      EACH(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
+    __global const uchar *segment = weights + (size_t)(first / TILE_BLOCKS) * TILE_BYTES;
+    for (int pair = group; pair < end; pair += ROW_GROUPS) {
+      __global const uchar *tiles[ROW_GROUPS];
+      v8f acc[ROW_GROUPS][TOKENS];
+      EACH(g, ROW_GROUPS) {
+        tiles[g] = segment + (pair + g < end ? pair + g : pair) * group_bytes;
+        EACH(t, TOKENS) acc[g][t] = (v8f)(0.0f);
+      }
+      for (int b = 0; b < count; b += TILE_BLOCKS) {
+        if (full && m == 0) EACH(g, ROW_GROUPS) prefetch_weights(tiles[g] + 2 * ROW_GROUPS * group_bytes, TILE_BYTES);
+        for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, full);
+        EACH(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
+      }
+      EACH(g, ROW_GROUPS) EACH(t, TOKENS) {
+        v8f before = first ? total[pair - group + g][t] : (v8f)(0.0f);
+        total[pair - group + g][t] = before + acc[g][t];
+      }
     }
-    EACH(g, ROW_GROUPS) EACH(t, TOKENS) total[g][t] += acc[g][t];
   }
-  EACH(t, TOKENS) {
-    if (m + t < M) EACH(g, ROW_GROUPS) store_rows(y + (size_t)(m + t) * y_stride, total[g][t], bias, (group + g) * 8, N);
+  for (int t = 0; t < (full ? TOKENS : 1) && m + t < M; t++) {
+    for (int g = group; g < end; g++) store_rows(y + (size_t)(m + t) * y_stride, total[g - group][t], bias, g * 8, N);
   }
 }
 
 // weights          u8, a matrix of N rows and K columns (kernels/weight_tile.cl); K is a multiple of 32 * TILE_BLOCKS
-// xq, xd, xsum     int8 [M][K], f32 [M][K / 32], int16 [M][K / 32][2]
+// xq, xd, xsum     int8 [M][K], aligned to 32 bytes; f32 [M][K / 32]; int16 [M][K / 32][2]
 // bias             f32 [N], where BIAS
 // y                f32 [M][y_stride], of which columns y_offset .. y_offset + N - 1 are written
 // counts           int32; M is counts[count_index]
@@ -233,10 +237,15 @@ __kernel void matmul_quant(__global const uchar *weights, __global const char *x
 #ifndef BIAS
   __global const float *bias = 0;
 #endif
-  int group = get_global_id(0) * ROW_GROUPS, M = counts[count_index];
-  for (int m = 0; m < M; m += TOKENS) {
-    bool full = M - m > 1;
-    for (int g = group; g < group + ROW_GROUPS && g * 8 < N; g += full ? ROW_GROUPS : 1)
-      matmul_tile(weights, xq, xd, xsum, bias, y + y_offset, y_stride, N, K / 32, g, m, M, full);
+  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups), M = counts[count_index];
+  int start = get_global_id(0) * share, end = start + share < num_groups ? start + share : num_groups;
+  for (int group = start; group < end; group += ITEM_GROUPS) {
+    int stop = group + ITEM_GROUPS < end ? group + ITEM_GROUPS : end;
+    for (int m = 0; m < M; m += TOKENS) {
+      bool full = M - m > 1;
+      for (int g = group; g < stop; g += full ? ITEM_GROUPS : 1) {
+        matmul_tokens(weights, xq, xd, xsum, bias, y + y_offset, y_stride, N, K / 32, g, full ? stop : g + 1, m, M, full);
+      }
+    }
   }
 }
