@@ -96,26 +96,25 @@ def choose(monkeypatch: pytest.MonkeyPatch, native: KernelLibrary, portable: Ker
     return choose_library(native.device, KERNELS, portable=False)
 
 
-@pytest.mark.parametrize(
-    "kernels",
-    [
-        model_kernels(dealt_out(ALL_LAYOUTS)),
-        model_kernels(
-            in_all_roles(layout_named("F32")),
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=64,
-            rope_style="halves",
-            attention_bias=False,
-            block_size=256,
-            kv_cache_type="f32",
-        ),
-    ],
-    ids=["all layouts", "f32"],
-)
+def test_good_native_kernels_pass_in_every_layout(libraries: Libraries) -> None:
+    """Matmuls of all eleven layouts, and gathers of one float and one quantised layout, are within the tolerance."""
+    embeddings = {"token_embd": (layout_named("BF16"), layout_named("Q5_K"))}
+    self_test.self_test(libraries.native, model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
+
+
 @pytest.mark.parametrize("kind", Libraries._fields)
-def test_good_kernels_pass(libraries: Libraries, kind: str, kernels: ModelKernels) -> None:
-    """Both libraries are within the tolerance in every layout, style of rotation and type of cache."""
+def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str) -> None:
+    """Both libraries with the rotation of halves, without biases, with an f32 cache of large blocks."""
+    kernels = model_kernels(
+        in_all_roles(layout_named("Q6_K")) | {"ffn_down": (layout_named("F16"),)},
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=64,
+        rope_style="halves",
+        attention_bias=False,
+        block_size=256,
+        kv_cache_type="f32",
+    )
     self_test.self_test(getattr(libraries, kind), kernels)
 
 
