@@ -68,7 +68,7 @@ parity: setup ## Compare logits with llama.cpp's, and renew the fixture that CI 
 
 .PHONY: oclgrind
 oclgrind: setup ## Run every portable kernel under Oclgrind (Debian package oclgrind)
-	@$(BIN)/python -m pytest tests/test_oclgrind.py --oclgrind=full
+	@$(BIN)/python -m pytest tests/kernels/test_oclgrind.py --oclgrind=full
 
 .PHONY: lock
 lock: ## Renew requirements-test.lock from pyproject.toml

@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
-from engine_service.sampled_token import SampledToken
-from engine_service.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
-from engine_service.scheduler_messages import FinishedEvent, Load, RequestInfo
-from engine_service.sequence import FinishReason, Request, SequenceState
+from engine_service.scheduling.messages import FinishedEvent, Load, RequestInfo
+from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
+from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
 from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
 from service_common.status import to_status
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from engine_service.sampled_token import SampledToken
-from engine_service.scheduler import Event, Scheduler
-from engine_service.scheduler_messages import ScheduledStep
-from engine_service.sequence import Request
+from engine_service.scheduling.messages import ScheduledStep
+from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.scheduler import Event, Scheduler
+from engine_service.scheduling.sequence import Request
 from service_common.errors import DeviceError, InternalError, RequestError
 
 MAX_FAILED_STEPS = 3  # in a row; then the device is taken for lost

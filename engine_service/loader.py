@@ -6,22 +6,22 @@ from typing import NamedTuple
 
 import structlog
 
-from engine_service.block_manager import BlockManager
+from engine_service.compute.device import Device
+from engine_service.compute.kv_cache import KVCache, KVCachePlan, KVCacheShape, plan_kv_cache
+from engine_service.compute.model_kernels import ModelKernels
+from engine_service.compute.model_runner import ModelRunner
+from engine_service.compute.operations import Operations
+from engine_service.compute.sampler import Sampler
+from engine_service.compute.self_test import choose_library
+from engine_service.compute.step_inputs import StepInputs, StepLimits
+from engine_service.compute.weights import Progress, Weights
 from engine_service.config import EngineConfig
-from engine_service.device import Device
 from engine_service.engine import Engine
-from engine_service.kv_cache import KVCache, KVCachePlan, KVCacheShape, plan_kv_cache
-from engine_service.model_kernels import ModelKernels
-from engine_service.model_runner import ModelRunner
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
-from engine_service.operations import Operations
-from engine_service.sampler import Sampler
-from engine_service.scheduler import Scheduler, SchedulerConfig
-from engine_service.self_test import choose_library
+from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel, numerics_id
-from engine_service.step_inputs import StepInputs, StepLimits
-from engine_service.weights import Progress, Weights
 from service_common.gguf_reader import GGUFReader
 from service_common.resources import available_memory_bytes
 from service_common.special_tokens import SpecialTokens

@@ -16,9 +16,9 @@ import grpc
 import structlog
 
 from clforge.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
-from engine_service import first_contact
 from engine_service.config import EngineConfig
 from engine_service.engine_loop import EngineLoop
+from engine_service.host import first_contact
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.request_registry import RequestRegistry
 from engine_service.served_model import ServedModel
@@ -31,8 +31,8 @@ from service_common.health import Health
 from service_common.tokenizer_file import tokenizer_file, vocab_sha256
 
 if TYPE_CHECKING:
+    from engine_service.compute.weights import Progress
     from engine_service.engine import Engine, EngineEvent
-    from engine_service.weights import Progress
 
 _LOG_PROGRESS_SECONDS = 1.0
 _LATE_SECONDS = 60.0  # an engine that is busy with one turn for longer is not called ready

@@ -19,7 +19,7 @@ from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
 from engine_service.conversion import to_delta, to_finished, to_request
 from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
 from engine_service.engine_loop import EngineLoop
-from engine_service.scheduler import FinishedEvent, TokenEvent
+from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
 from engine_service.served_model import ServedModel
 from service_common.errors import (
     FailedPreconditionError,

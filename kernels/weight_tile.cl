@@ -1,4 +1,4 @@
-// Device layouts of weights (engine_service/quant_layouts.py), and how matmuls go through them: put before every source, for
+// Device layouts of weights (engine_service/compute/quant_layouts.py), and how matmuls go through them: put before every source, for
 // those that are built for a layout.
 //
 // A matrix is tiles [ceil(N / 8)][...] of 8 rows: lanes are rows.

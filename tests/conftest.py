@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from engine_service.device import Device
-    from engine_service.kernel_library import KernelLibrary
+    from engine_service.compute.device import Device
+    from engine_service.compute.kernel_library import KernelLibrary
 
 _VARIABLE = "CLFORGE_TEST_DATA"
 _DEFAULT = Path(__file__).parent.parent.parent / "shared"
@@ -42,7 +42,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def device() -> Device:
     """The device that all kernel tests of this process share."""
-    from engine_service.device import Device
+    from engine_service.compute.device import Device
 
     return Device.open()
 
@@ -50,6 +50,6 @@ def device() -> Device:
 @pytest.fixture(scope="session", params=["native", "portable"])
 def library(request: pytest.FixtureRequest, device: Device) -> KernelLibrary:
     """A kernel library, once with the host's instruction set and once portable."""
-    from engine_service.kernel_library import KernelLibrary
+    from engine_service.compute.kernel_library import KernelLibrary
 
     return KernelLibrary(device, portable=request.param == "portable")

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_service.compute.model_runner import ModelRunner
 from engine_service.config import EngineConfig
 from engine_service.engine import Engine
 from engine_service.loader import load_engine
-from engine_service.model_runner import ModelRunner
 from engine_service.models.hyperparameters import Hyperparameters
-from engine_service.sampling_params import GenerationLimits, SamplingParams
-from engine_service.scheduler_messages import FinishedEvent, ScheduledChunk, ScheduledStep, TokenEvent
-from engine_service.sequence import Request, Sequence
+from engine_service.scheduling.messages import FinishedEvent, ScheduledChunk, ScheduledStep, TokenEvent
+from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.sequence import Request, Sequence
 from service_common.gguf_reader import GGUFReader
 
 

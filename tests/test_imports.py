@@ -26,29 +26,29 @@ _MAY_IMPORT = {
 
 # The engine's modules from the RPCs down to the device; a module imports only from rows below its own.
 _ENGINE_ROWS = [
-    {"__main__", "doctor", "inspection"},
+    {"__main__", "host.doctor", "host.inspection"},
     {"process"},
     {"server"},
     {"request_stream"},
     {"request_registry"},
     {"engine_loop", "conversion"},
     {"loader"},
-    {"engine", "self_test"},
-    {"scheduler", "model_runner", "self_test_cases"},
-    {"step_planner", "admission"},
-    {"sequence_queues", "request_table", "models.llama", "model_kernels"},
-    {"operations", "block_manager"},
-    {"step_inputs", "sampler"},
-    {"scheduler_messages"},
-    {"sequence", "kv_cache", "weights", "models.rotary"},
+    {"engine", "compute.self_test"},
+    {"scheduling.scheduler", "compute.model_runner", "compute.self_test_cases"},
+    {"scheduling.step_planner", "scheduling.admission"},
+    {"scheduling.sequence_queues", "scheduling.request_table", "models.llama", "compute.model_kernels"},
+    {"scheduling.block_manager", "compute.operations"},
+    {"compute.step_inputs", "compute.sampler"},
+    {"scheduling.messages"},
+    {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
     {"models.hyperparameters"},
     {"models.tensor_table"},
-    {"sampling_params", "quant_layouts", "kernel_library"},
-    {"device"},
+    {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},
+    {"compute.device"},
 ]
 
 # Modules that decide without a device, and are tested without one.
-_WITHOUT_DEVICE = ["scheduler", "block_manager", "sequence", "scheduler_messages", "sequence_queues", "engine"]
+_WITHOUT_DEVICE = ["engine", "scheduling.scheduler", "scheduling.block_manager", "scheduling.sampling_params"]
 
 
 def _modules(package: str) -> dict[str, Path]:

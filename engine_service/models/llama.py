@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import pyopencl as cl
 
-from engine_service.device import Device
-from engine_service.kv_cache import KVCache
+from engine_service.compute.device import Device
+from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.operations import Activations, AttentionShape, Launch, Operations
+from engine_service.compute.step_inputs import StepLimits
+from engine_service.compute.weights import Matrix, Weights
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.rotary import rope_freq_factors, rotary_table
-from engine_service.operations import Activations, AttentionShape, Launch, Operations
-from engine_service.step_inputs import StepLimits
-from engine_service.weights import Matrix, Weights
 from service_common.gguf_reader import GGUFReader
 
 

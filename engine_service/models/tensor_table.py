@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gguf import GGMLQuantizationType
 
-from engine_service.quant_layouts import SUPPORTED_TYPES
+from engine_service.compute.quant_layouts import SUPPORTED_TYPES
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.gguf_tensors import TensorInfo

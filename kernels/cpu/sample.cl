@@ -14,7 +14,7 @@
 // MAX_LOGPROBS     length of row_report.top_ids
 // ROW_PARAMS_BYTES, ROW_REPORT_BYTES   what the host takes for the sizes of the two structs
 
-// Mirrored by row_params_dtype in engine_service/sampler.py.
+// Mirrored by row_params_dtype in engine_service/compute/sampler.py.
 typedef struct {
   int is_greedy;              // take the largest logit; nothing below but the bans and num_logprobs is read
   float inverse_temperature;  // > 0
@@ -28,7 +28,7 @@ typedef struct {
   int banned_ids[MAX_BANNED_IDS];
 } row_params;
 
-// Mirrored by ROW_REPORT in engine_service/sampler.py. All of it is over the raw row: nothing banned, temperature 1.
+// Mirrored by ROW_REPORT in engine_service/compute/sampler.py. All of it is over the raw row: nothing banned, temperature 1.
 typedef struct {
   ulong weight_sum;     // S of section 10
   float largest_logit;  // M of section 10

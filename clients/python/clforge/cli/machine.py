@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from clforge.cli import exit_codes
-from engine_service.device_description import DeviceDescription
-from engine_service.doctor import Finding, Level, examine
-from engine_service.first_contact import NO_DEVICE, list_devices
-from engine_service.inspection import inspect_model, render
+from engine_service.host.device_description import DeviceDescription
+from engine_service.host.doctor import Finding, Level, examine
+from engine_service.host.first_contact import NO_DEVICE, list_devices
+from engine_service.host.inspection import inspect_model, render
 
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 

@@ -1,0 +1,1 @@
+"""What runs on the device: buffers, kernels, the forward pass, sampling."""

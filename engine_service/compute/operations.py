@@ -1,0 +1,223 @@
+"""The kernels of a forward pass, each bound to its buffers once: a model is a list of launches made here.
+
+Arguments never change between steps; what does is read by the kernels from StepInputs, and the number of work-items is
+computed from the step's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyopencl as cl
+
+from engine_service.compute.device import Device
+from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.quant_layouts import ROWS
+from engine_service.compute.step_inputs import LOGIT_COUNT, TILE_ROWS, TOKEN_COUNT, StepInputs, StepSize
+from engine_service.compute.weights import Matrix
+
+_GROUP = 32  # elements that share an activation scale: docs/numerics.md section 2
+_SWIGLU_CHUNK = 1024
+_MATMUL_SHARE = 8  # groups of 8 weight rows a work-item, where that leaves items enough for all threads
+_MATMUL_ITEMS_PER_UNIT = 4
+
+
+class Launch:
+    """A kernel with its arguments, which it keeps alive, and how many work-items a step of some size takes."""
+
+    def __init__(self, kernel: cl.Kernel, num_items: Callable[[StepSize], int], *arguments: Any) -> None:
+        self.kernel, self.num_items = kernel, num_items
+        self._arguments = arguments  # OpenCL holds no reference to a kernel's buffers
+        kernel.set_args(*arguments)
+
+
+class QuantisedRows(NamedTuple):
+    """codes int8 [rows][padded width], scales f32 [rows][padded width / 32], sums int16 [rows][… / 32][2]."""
+
+    codes: cl.Buffer
+    scales: cl.Buffer
+    sums: cl.Buffer
+
+
+class Activations(NamedTuple):
+    """Rows [rows][width] in the forms that the matrices they are multiplied with take: f32, quantised, or both."""
+
+    width: int
+    values: cl.Buffer | None
+    quantised: QuantisedRows | None
+
+
+class AttentionShape(NamedTuple):
+    """What a family's attention looks like. `rope_adjacent`: pairs are neighbours (2i, 2i + 1), else halves."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_dim: int
+    rope_adjacent: bool
+
+    @property
+    def qkv_width(self) -> int:
+        """Elements of a row of queries, keys and values."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+def _tokens(size: StepSize) -> int:
+    return size.num_tokens
+
+
+def _logit_rows(size: StepSize) -> int:
+    return size.num_logit_rows
+
+
+class Operations:
+    """Makes launches and the buffers between them."""
+
+    def __init__(self, device: Device, library: KernelLibrary, inputs: StepInputs) -> None:
+        self._device, self._library, self._inputs = device, library, inputs
+
+    def rows(self, num_rows: int, width: int, name: str) -> cl.Buffer:
+        """An f32 buffer [num_rows][width]."""
+        return self._device.empty(num_rows * width * 4, name)
+
+    def activations(
+        self, num_rows: int, width: int, consumers: Sequence[Matrix], name: str, *, with_values: bool = False
+    ) -> Activations:
+        """Buffers for the input of `consumers`, in the forms that their layouts take; `with_values`: f32 too."""
+        quantised = None
+        if any(matrix.layout.is_quantised for matrix in consumers):
+            groups = num_rows * -(-width // _GROUP)
+            quantised = QuantisedRows(
+                self._device.empty(groups * _GROUP, f"{name}.codes"),
+                self._device.empty(groups * 4, f"{name}.scales"),
+                self._device.empty(groups * 4, f"{name}.sums"),
+            )
+        plain = with_values or any(not matrix.layout.is_quantised for matrix in consumers)
+        return Activations(width, self.rows(num_rows, width, name) if plain else None, quantised)
+
+    def gather(self, embedding: Matrix, out: cl.Buffer) -> list[Launch]:
+        """out[row] = embedding[token_ids[row]]."""
+        kernel = self._library.kernel("gather", "gather_rows", **embedding.layout.defines)
+        return [Launch(kernel, _tokens, embedding.buffer, self._inputs.token_ids, out, np.int32(embedding.cols))]
+
+    def rms_norm(
+        self, x: cl.Buffer, weight: cl.Buffer, eps: float, out: Activations, *, only_logit_rows: bool = False
+    ) -> list[Launch]:
+        """out = norm(x) × weight, of all tokens' rows or only of those whose logits are wanted."""
+        items = _logit_rows if only_logit_rows else _tokens
+        defines = {"ROW_IDS": 1} if only_logit_rows else {}
+        inputs = (x, self._inputs.logit_rows, weight) if only_logit_rows else (x, weight)
+        size = np.int32(out.width), np.float32(eps)
+        launches = []
+        for form, form_defines in _forms(out):
+            kernel = self._library.kernel("rms_norm", "rms_norm", **defines, **form_defines)
+            launches.append(Launch(kernel, items, *inputs, *form, *size))
+        return launches
+
+    def quantize(self, x: Activations) -> list[Launch]:
+        """Fills the quantised form of `x` from its values, where a consumer takes it (docs/numerics.md section 2)."""
+        if x.quantised is None:
+            return []
+        kernel = self._library.kernel("quantize", "quantize_rows")
+        return [Launch(kernel, _tokens, x.values, *x.quantised, np.int32(x.width))]
+
+    def matmul(
+        self,
+        matrix: Matrix,
+        x: Activations,
+        y: cl.Buffer,
+        *,
+        y_stride: int,
+        y_offset: int = 0,
+        bias: cl.Buffer | None = None,
+        add_to_y: bool = False,
+        only_logit_rows: bool = False,
+    ) -> list[Launch]:
+        """y[row][y_offset:] = matrix @ x[row] (+ bias), or that added to what is there."""
+        defines = dict(matrix.layout.defines)
+        if bias is not None:
+            defines["BIAS"] = 1
+        if add_to_y:
+            defines["RESIDUAL"] = 1
+        source = "matmul_quant" if matrix.layout.is_quantised else "matmul_float"
+        kernel = self._library.kernel(source, source, **defines)
+        inputs = x.quantised if matrix.layout.is_quantised else (x.values,)
+        assert inputs is not None, "the activations were made for other matrices"
+        sizes = (LOGIT_COUNT if only_logit_rows else TOKEN_COUNT, matrix.cols, matrix.rows, y_stride, y_offset)
+        biases = () if bias is None else (bias,)
+        num_items = self._matmul_items(matrix.rows)
+        arguments = matrix.buffer, *inputs, *biases, y, self._inputs.counts, *map(np.int32, sizes)
+        return [Launch(kernel, lambda _: num_items, *arguments)]
+
+    def _matmul_items(self, num_rows: int) -> int:
+        """Kernels share their rows out among any number of items: few are faster, but all threads need some."""
+        groups, share = -(-num_rows // ROWS), _MATMUL_SHARE
+        while share > 2 and -(-groups // share) < _MATMUL_ITEMS_PER_UNIT * self._device.num_compute_units:
+            share //= 2
+        return -(-groups // share)
+
+    def rope_kv_write(
+        self, qkv: cl.Buffer, rotary_table: cl.Buffer, cache: KVCache, layer: int, shape: AttentionShape
+    ) -> list[Launch]:
+        """Rotates queries in place and writes rotated keys, and values, to the layer's pages."""
+        kernel = self._library.kernel(
+            "rope_kv_write",
+            "rope_kv_write",
+            **_head_defines(shape, cache),
+            ROPE_DIM=shape.rope_dim,
+            **({"ROPE_ADJACENT": 1} if shape.rope_adjacent else {}),
+        )
+        pages = cache.keys[layer], cache.values[layer]
+        inputs = self._inputs
+        return [Launch(kernel, _tokens, qkv, inputs.positions, inputs.slot_mapping, rotary_table, *pages)]
+
+    def attention(
+        self, qkv: cl.Buffer, cache: KVCache, layer: int, out: cl.Buffer, shape: AttentionShape
+    ) -> list[Launch]:
+        """out [rows][num_heads × head_dim] = causal attention over the layer's pages."""
+        kernel = self._library.kernel("attention", "attention", **_head_defines(shape, cache), TILE_ROWS=TILE_ROWS)
+        launch = Launch(
+            kernel,
+            lambda size: size.num_tiles * shape.num_kv_heads,
+            qkv,
+            cache.keys[layer],
+            cache.values[layer],
+            self._inputs.positions,
+            self._inputs.block_tables,
+            self._inputs.tiles,
+            out,
+            np.int32(self._inputs.limits.max_blocks_per_seq),
+            np.float32(shape.head_dim**-0.5),
+        )
+        return [launch]
+
+    def swiglu(self, gate_up: cl.Buffer, out: Activations) -> list[Launch]:
+        """out = silu(gate) × up."""
+        chunks = -(-out.width // _SWIGLU_CHUNK)
+        launches = []
+        for form, defines in _forms(out):
+            kernel = self._library.kernel("swiglu", "swiglu", CHUNK=_SWIGLU_CHUNK, **defines)
+            items = lambda size: size.num_tokens * chunks  # noqa: E731
+            launches.append(Launch(kernel, items, gate_up, *form, np.int32(out.width)))
+        return launches
+
+
+def _forms(out: Activations) -> Iterator[tuple[tuple[cl.Buffer, ...], dict[str, int]]]:
+    """The buffers of each form that `out` has, with the defines of a kernel that writes it."""
+    if out.values is not None:
+        yield (out.values,), {}
+    if out.quantised is not None:
+        yield out.quantised, {"QUANTIZE": 1}
+
+
+def _head_defines(shape: AttentionShape, cache: KVCache) -> dict[str, int]:
+    defines = {
+        "HEAD_DIM": shape.head_dim,
+        "NUM_HEADS": shape.num_heads,
+        "NUM_KV_HEADS": shape.num_kv_heads,
+        "BLOCK_SIZE": cache.shape.block_size,
+    }
+    return defines | ({"KV_F32": 1} if cache.shape.kv_cache_type == "f32" else {})

@@ -1,0 +1,1 @@
+"""What there is to know of the machine and the model file before anything is loaded."""

@@ -1,0 +1,251 @@
+"""First contact with OpenCL drivers, in a child process, since a driver may abort the process that uses it.
+
+The parent's half imports no OpenCL. The child (`python -P -m engine_service.host.first_contact DEVICE REPORT`) lists
+the devices, then builds and launches a trivial kernel on one of them, with an empty kernel cache, so that compiler and
+linker are really used. It adds a line of JSON to REPORT after each stage: what is missing tells where it died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine_service.host import linker
+from engine_service.host.device_description import DeviceDescription, describe
+from engine_service.host.linker import Linker
+from service_common.errors import ConfigError
+from service_common.resources import usable_cpus
+
+NO_DEVICE = "no OpenCL device found; install your device's driver, or for a CPU: pip install pocl-binary-distribution"
+
+_LEAST_FREE_BYTES = 32 << 20  # a driver dies when it cannot write a kernel
+_LEAST_FREE_BYTES = 32 << 20  # a driver dies when it cannot write a kernel
+_NO_DEVICE_INDEX = -1  # makes the child stop after listing
+_NUM_ITEMS = 64
+_TRIVIAL_KERNEL = "__kernel void trivial(__global int *x) { int i = get_global_id(0); x[i] = 3 * x[i] + 1; }"
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What first contact found. `failure` is None when the kernel ran, else one line that says what to do.
+
+    `driver_died` tells that it was the first launch, with every linker, that ended the child.
+    """
+
+    devices: tuple[DeviceDescription, ...]
+    linker: Linker
+    failure: str | None
+    driver_died: bool = False
+
+
+@dataclass(frozen=True)
+class _ChildReport:
+    """How far a child came. Nothing it could not say is set; `death` tells how it died, if it did."""
+
+    devices: tuple[DeviceDescription, ...] | None = None
+    launched: bool = False
+    error: str | None = None
+    death: str | None = None
+
+
+def establish(device: int, cache_dir: Path | None = None, threads: int | None = None) -> ProbeReport:
+    """Prepares this process for OpenCL and makes sure that the device works. Takes about a second.
+
+    Must be called before pyopencl is imported. `cache_dir` None means `default_cache_dir`. Raises ConfigError, with the
+    remedy, when the device cannot be used.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    prepare_environment(cache_dir, threads)
+    report = probe(device, cache_dir=cache_dir)
+    if report.failure is not None:
+        raise ConfigError(report.failure)
+    report.linker.install()
+    return report
+
+
+def prepare_environment(cache_dir: Path, threads: int | None = None) -> None:
+    """Points this process's drivers, and pyopencl itself, to a private cache, and tells PoCL its number of threads.
+
+    Must be called before pyopencl is imported. `threads` None means as many as this process may use. Raises ConfigError
+    as `check_cache_folder` does.
+    """
+    check_cache_folder(cache_dir)
+    os.environ.update(_cache_variables(cache_dir))
+    os.environ["POCL_MAX_PTHREAD_COUNT"] = str(threads or usable_cpus())
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for us. ConfigError where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clforge"
+    except RuntimeError as error:
+        raise ConfigError("the kernel cache has no place, since this user has no home; give --cache-dir") from error
+
+
+def check_cache_folder(cache_dir: Path) -> None:
+    """Creates `cache_dir` (0700) if it is missing. What lies there is run as native code.
+
+    Raises ConfigError, with the remedy, when others own it or may write to it, or when kernels cannot be kept there.
+    """
+    folder = f"kernel cache {cache_dir}"
+    try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status, volume = cache_dir.stat(), os.statvfs(cache_dir)
+        if status.st_uid != os.geteuid():
+            raise ConfigError(f"{folder} belongs to another user ({status.st_uid}); choose another --cache-dir")
+        if status.st_mode & 0o022:
+            raise ConfigError(f"{folder} can be written by other users; run: chmod 700 {cache_dir}")
+        if volume.f_flag & os.ST_NOEXEC:
+            raise ConfigError(f"{folder} is on a volume mounted noexec; choose another --cache-dir")
+        if volume.f_bavail * volume.f_frsize < _LEAST_FREE_BYTES:
+            raise ConfigError(f"{folder} has less than {_LEAST_FREE_BYTES >> 20} MiB of free space; make room")
+        with tempfile.TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{folder} cannot be written: {reason}; choose another --cache-dir") from error
+
+
+def probe(device: int = 0, *, cache_dir: Path | None = None, timeout_seconds: float = 120.0) -> ProbeReport:
+    """Tries the device with each way of linking until one works. A driver's faults are reported, never raised.
+
+    `cache_dir` must be private; a linker's shim stays there. With None, nothing stays. `timeout_seconds` bounds a try.
+    """
+    with tempfile.TemporaryDirectory(prefix="first-contact-", dir=cache_dir) as scratch:
+        failed: ProbeReport | None = None
+        for number, choice in enumerate(linker.candidates(cache_dir or Path(scratch))):
+            kernel_cache = Path(scratch, str(number))
+            kernel_cache.mkdir()
+            child = _run_child(device, choice, kernel_cache, timeout_seconds)
+            driver_died = bool(child.devices) and child.death is not None
+            report = ProbeReport(child.devices or (), choice, _failure(child, device), driver_died)
+            if not driver_died:
+                return report
+            failed = failed or report
+    assert failed is not None  # the driver's own linker is always a candidate
+    return failed
+
+
+def list_devices(timeout_seconds: float = 60.0) -> tuple[DeviceDescription, ...]:
+    """The machine's devices, without using any. ConfigError when the drivers cannot be asked."""
+    with tempfile.TemporaryDirectory(prefix="first-contact-") as scratch:
+        child = _run_child(_NO_DEVICE_INDEX, linker.DRIVERS_OWN, Path(scratch), timeout_seconds)
+    if child.devices is None:
+        raise ConfigError(str(_failure(child, 0)))
+    return child.devices
+
+
+def _failure(child: _ChildReport, device: int) -> str | None:
+    """One line on why the device cannot be used, with the remedy, or None when it can."""
+    if child.devices is None:
+        return f"OpenCL drivers cannot be listed: {child.death or child.error}; reinstall the driver"
+    if not child.devices:
+        return NO_DEVICE
+    if not 0 <= device < len(child.devices):
+        found = f"found {len(child.devices)}, counted from 0"
+        return f"--device {device}: there is no such device ({found}); list them with: clforge devices"
+    name = child.devices[device].name
+    if child.death is not None:
+        return f"{name}: the driver died when it linked and launched a kernel ({child.death}); {linker.REMEDY}"
+    if child.error is not None:
+        return f"{name}: {child.error}; update its driver, or choose another --device"
+    return None if child.launched else f"{name}: a trivial kernel computes wrong results; choose another --device"
+
+
+def _run_child(device: int, choice: Linker, kernel_cache: Path, timeout_seconds: float) -> _ChildReport:
+    report = kernel_cache / "report"
+    environment = os.environ | _cache_variables(kernel_cache)
+    environment["PATH"] = choice.search_path(environment.get("PATH", ""))
+    command = [sys.executable, "-P", "-m", "engine_service.host.first_contact", str(device), str(report)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=timeout_seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return _read_report(report, f"no answer within {timeout_seconds:g} s")
+    return _read_report(report, _death(done))
+
+
+def _death(done: subprocess.CompletedProcess[bytes]) -> str | None:
+    """How the child died, with the first thing it said; None when it ended by itself."""
+    if done.returncode == 0:
+        return None
+    names = {-number: number.name for number in signal.Signals}
+    cause = names.get(done.returncode, f"exit code {done.returncode}")
+    words = done.stderr.decode(errors="replace").strip()
+    # A traceback's point is its last line; a driver's first complaint is the cause of all that follow.
+    lines = words.splitlines()
+    return f"{cause}: {lines[-1 if done.returncode > 0 else 0].strip()}" if lines else cause
+
+
+def _read_report(path: Path, death: str | None) -> _ChildReport:
+    facts: dict[str, Any] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        facts |= json.loads(line)
+    devices = facts.get("devices")
+    return _ChildReport(
+        devices=None if devices is None else tuple(DeviceDescription.from_json(entry) for entry in devices),
+        launched=facts.get("launched", False),
+        error=facts.get("error"),
+        death=death,
+    )
+
+
+def _cache_variables(cache_dir: Path) -> dict[str, str]:
+    """XDG_CACHE_HOME is for pyopencl, which fails where the home folder cannot be written, and for other drivers."""
+    return {"POCL_CACHE_DIR": str(cache_dir / "pocl"), "XDG_CACHE_HOME": str(cache_dir)}
+
+
+def main(device: int, report: Path) -> None:
+    """The child's whole life. Only a driver's death or a fault of our own ends it with a code other than 0."""
+    import pyopencl as cl
+
+    handles = list(_list_devices(cl))
+    _tell(report, devices=[asdict(describe(index, handle)) for index, handle in enumerate(handles)])
+    if not 0 <= device < len(handles):
+        return
+    try:
+        _tell(report, launched=_launch(cl, handles[device]))
+    except cl.Error as error:
+        _tell(report, error=str(error).splitlines()[0])
+
+
+def _list_devices(cl: Any) -> Iterator[Any]:
+    """All devices of all platforms; a platform that fails to list its devices has none."""
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error:  # the loader's way to say that there is no driver
+        return
+    for platform in platforms:
+        with contextlib.suppress(cl.Error):
+            yield from platform.get_devices()
+
+
+def _launch(cl: Any, handle: Any) -> bool:
+    """Whether the trivial kernel computes what it should."""
+    context = cl.Context([handle])
+    queue = cl.CommandQueue(context)
+    kernel = cl.Kernel(cl.Program(context, _TRIVIAL_KERNEL).build(), "trivial")
+    numbers = array("i", range(_NUM_ITEMS))
+    buffer = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=numbers)
+    kernel.set_args(buffer)
+    cl.enqueue_nd_range_kernel(queue, kernel, (_NUM_ITEMS,), (1,))
+    cl.enqueue_copy(queue, numbers, buffer)
+    return numbers.tolist() == [3 * number + 1 for number in range(_NUM_ITEMS)]
+
+
+def _tell(report: Path, **facts: Any) -> None:
+    with report.open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

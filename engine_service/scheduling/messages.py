@@ -1,0 +1,159 @@
+"""What goes into the scheduler and comes out of it: configuration, steps, events, figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.sequence import FinishReason, Sequence, SequenceState
+from service_common.errors import ConfigError, RequestError
+
+_COUNTS = ("context_length", "max_num_batched_tokens", "max_num_seqs", "max_prefill_chunk", "max_queued_requests")
+_DURATIONS = ("priority_step_seconds", "pause_grace_seconds", "pause_timeout_seconds", "retry_after_seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """The scheduler's limits. ConfigError where one is out of range or two contradict each other.
+
+    `priority_step_seconds` is the head start that one step of priority gives: a request goes before those of a priority
+    one lower that came up to so many seconds earlier. Hence the bound on waiting: a request is never overtaken by one
+    that comes later than the difference of their priorities times this.
+    """
+
+    context_length: int  # prompt and generated tokens of a sequence
+    max_num_batched_tokens: int = 512  # tokens of a step
+    max_num_seqs: int = 64  # sequences of a step
+    max_prefill_chunk: int = 512  # prefill tokens of one sequence in a step
+    max_queued_requests: int = 1024  # requests that wait for their first step
+    max_queued_tokens: int = 1 << 20  # their prompt tokens
+    priority_step_seconds: float = 10.0
+    pause_grace_seconds: float = 1.0  # a shorter pause costs no blocks to newcomers while others run
+    pause_timeout_seconds: float = 60.0  # a sequence out of credit for so long ends
+    retry_after_seconds: float = 1.0  # what a refused client is told
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in _DURATIONS:
+            if not 0 <= getattr(self, name) < inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs, which is "
+                f"{self.max_num_seqs}, since each sequence of a step computes at least one token"
+            )
+        if self.max_queued_tokens < self.context_length:
+            raise ConfigError(
+                f"max_queued_tokens is {self.max_queued_tokens}; it must be at least context_length, which is "
+                f"{self.context_length}, or the longest prompts could never be queued"
+            )
+
+
+class ScheduledChunk(NamedTuple):
+    """Tokens of one sequence in a step: its known tokens at the positions [start, start + num_tokens)."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool  # whether the chunk ends with the newest known token, so that its last row gives the next one
+
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens to feed; O(num_tokens)."""
+        return self.sequence.token_ids(self.start, self.start + self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """The work of one forward pass: decode chunks of one token first, then prefill chunks, each in order of rank."""
+
+    chunks: list[ScheduledChunk]
+    num_tokens: int
+    num_samples: int
+
+
+class TokenEvent(NamedTuple):
+    """A choice has grown by a token."""
+
+    request_id: int
+    choice: int
+    token: SampledToken
+
+
+class Usage(NamedTuple):
+    """Token counts of a choice."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    delivered_tokens: int
+
+
+class Timings(NamedTuple):
+    """Where a choice's time went, by the scheduler's clock."""
+
+    queue_seconds: float  # arrival to the first step that held it, or to its end
+    prefill_seconds: float  # from there to the first token, or to its end
+    decode_seconds: float  # first token to last
+
+    @classmethod
+    def of(cls, sequence: Sequence, now: float) -> Timings:
+        """The timings of a sequence that ends `now`."""
+        scheduled = sequence.first_scheduled_at
+        first, last = sequence.first_token_at, sequence.last_token_at
+        return cls(
+            queue_seconds=(now if scheduled is None else scheduled) - sequence.request.arrival,
+            prefill_seconds=0.0 if scheduled is None else (now if first is None else first) - scheduled,
+            decode_seconds=0.0 if first is None or last is None else last - first,
+        )
+
+
+class FinishedEvent(NamedTuple):
+    """A choice has ended: exactly one per choice, nothing after it."""
+
+    request_id: int
+    choice: int
+    reason: FinishReason
+    stop_token_id: int | None  # the end-of-generation or stop token, which had no TokenEvent
+    error: RequestError | None  # set when reason is ERROR
+    usage: Usage
+    timings: Timings
+
+    @classmethod
+    def failed(cls, request_id: int, choice: int, error: RequestError) -> FinishedEvent:
+        """The end of a choice whose scheduler is gone, so that nothing is known but the error."""
+        return cls(request_id, choice, FinishReason.ERROR, None, error, Usage(0, 0, 0, 0), Timings(0.0, 0.0, 0.0))
+
+
+Event = TokenEvent | FinishedEvent
+
+
+class Load(NamedTuple):
+    """How busy the scheduler is. A request counts where its most advanced choice is."""
+
+    num_requests_running: int
+    num_requests_waiting: int
+    num_requests_paused: int
+    num_waiting_prompt_tokens: int
+    num_blocks: int
+    num_used_blocks: int
+    block_size: int
+    num_steps: int  # this and what follows: since the start
+    prompt_tokens: int  # computed in prefill, what is computed again after preemption included
+    generation_tokens: int
+    num_preemptions: int
+
+
+class RequestInfo(NamedTuple):
+    """A live request."""
+
+    request_id: int
+    state: SequenceState
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_blocks: int
+    priority: int
+    age_seconds: float

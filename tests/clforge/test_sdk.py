@@ -1,0 +1,432 @@
+"""The Python client against a scripted server in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
+
+import clforge
+from clforge import Accepted, Client, Delta, Finished, FinishReason
+from clforge.flow_control import CreditWindow, Outgoing
+from clforge.params import params_to_proto
+from clforge.v1 import generation_pb2, tokenizer_pb2
+from clforge.v1.generation_pb2 import Update
+from tests.clforge.scripted_server import (
+    Context,
+    Incoming,
+    ScriptedServer,
+    Step,
+    accepted,
+    delta,
+    failed,
+    finished,
+    running,
+    status,
+)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ScriptedServer]:
+    """A running server."""
+    servicer = ScriptedServer()  # type: ignore[abstract]
+    async with running(servicer, tmp_path):
+        yield servicer
+
+
+@pytest.fixture
+async def client(server: ScriptedServer, tmp_path: Path) -> AsyncIterator[Client]:
+    """A client of the server."""
+    async with Client(f"unix:{tmp_path}/s") as connected:
+        yield connected
+
+
+async def test_events_are_typed_and_in_order(server: ScriptedServer, client: Client) -> None:
+    """The plain door yields Accepted, Deltas and Finished as values, with the matched stop and the usage."""
+    usage = generation_pb2.Usage(prompt_tokens=3, generated_tokens=2, delivered_tokens=2)
+    timings = generation_pb2.Timings(decode=Duration(nanos=500_000_000))
+    end = finished(3, stop_token_id=2, usage=usage, timings=timings)
+    server.scripts = [[accepted(), delta(1, "a"), delta(2, "b"), end]]
+    events = [event async for event in client.generate("x", max_tokens=5)]
+    assert events[0] == Accepted(global_id="g", seed=7, numerics_id="", num_prompt_tokens=3)
+    assert events[1:3] == [Delta("a", (1,), 1), Delta("b", (1,), 1)]
+    last = events[3]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.matched_stop) == (FinishReason.STOP, 2)
+    assert (last.usage.delivered_tokens, last.timings.decode_seconds) == (2, 0.5)
+
+
+async def test_parameters_travel_and_unset_ones_stay_unset(server: ScriptedServer, client: Client) -> None:
+    """A zero is sent as a zero; what was not given leaves no trace in the message; ids are taken as a prompt too."""
+    server.scripts = [[accepted(), finished(1)]]
+    stream = client.generate([1, 2], temperature=0, stop=["x"], n=1, timeout=2.5, logprobs=0, model="m")
+    assert [type(event) for event in [event async for event in stream]] == [Accepted, Finished]
+    request = server.requests[0]
+    assert list(request.prompt.token_ids.ids) == [1, 2]
+    assert request.params.sampling.HasField("temperature")
+    assert not request.params.sampling.HasField("top_k")
+    assert request.params.HasField("logprobs")
+    assert not request.params.HasField("initial_credit")
+    assert request.params.timeout.ToTimedelta().total_seconds() == 2.5
+    assert (list(request.params.stopping.stop), request.model) == (["x"], "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", -1),
+        ("max_tokens", 1 << 40),
+        ("seed", "abc"),
+        ("stop", "not a list"),
+        ("stop_token_ids", [-1]),
+        ("timeout", float("inf")),
+        ("temperature", "warm"),
+    ],
+)
+async def test_what_a_message_cannot_hold_is_refused_by_name(client: Client, name: str, value: Any) -> None:
+    """The error names the parameter, before anything is sent."""
+    with pytest.raises(clforge.InvalidRequestError, match=f"^{name} is ") as caught:
+        client.generate("x", **{name: value})
+    assert caught.value.field == name
+
+
+async def test_unknown_parameter_is_a_type_error(client: Client) -> None:
+    """A misspelt name fails at once and lists the right ones."""
+    with pytest.raises(TypeError, match=r"'max_token'; there are .*max_tokens"):
+        client.generate("x", max_token=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, clforge.InvalidRequestError),
+        (grpc.StatusCode.OUT_OF_RANGE, clforge.InvalidRequestError),
+        (grpc.StatusCode.NOT_FOUND, clforge.NotFoundError),
+        (grpc.StatusCode.FAILED_PRECONDITION, clforge.FailedPreconditionError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, clforge.OverloadedError),
+        (grpc.StatusCode.UNAVAILABLE, clforge.UnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, clforge.DeadlineError),
+        (grpc.StatusCode.UNAUTHENTICATED, clforge.AuthenticationError),
+        (grpc.StatusCode.UNIMPLEMENTED, clforge.UnimplementedError),
+        (grpc.StatusCode.INTERNAL, clforge.ServerError),
+    ],
+)
+@pytest.mark.parametrize("in_band", [True, False])
+async def test_status_becomes_a_typed_error(
+    server: ScriptedServer, client: Client, code: grpc.StatusCode, kind: type[clforge.StatusError], in_band: bool
+) -> None:
+    """Code, message, reason and field arrive, whether the request failed in-band or the RPC itself (ISSUE-2)."""
+    error = status(code, field="params.n")
+    server.scripts = [[failed(0, error) if in_band else error]]
+    with pytest.raises(kind, match=f"it is {code.name}") as caught:
+        await anext(client.generate("x"))
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.reason, caught.value.field) == (code.name, "BECAUSE", "params.n")
+
+
+@pytest.mark.parametrize("in_band", [True, False])
+async def test_refusal_with_retry_info_is_tried_again(server: ScriptedServer, client: Client, in_band: bool) -> None:
+    """The request is sent again after the delay, with what is left of its timeout."""
+    error = status(grpc.StatusCode.UNAVAILABLE, retry_seconds=0.05)
+    refusal: list[Step] = [accepted(), failed(1, error)] if in_band else [error]
+    server.scripts = [refusal, [accepted(), delta(1, "a"), finished(2)]]
+    events = [event async for event in client.generate("x", timeout=20.0)]
+    assert [type(event) for event in events][-3:] == [Accepted, Delta, Finished]
+    first, second = (request.params.timeout.ToTimedelta().total_seconds() for request in server.requests)
+    assert first == 20.0
+    assert second <= 19.95
+
+
+async def test_nothing_is_tried_again_after_the_first_token(server: ScriptedServer, client: Client) -> None:
+    """A delivered token makes a second attempt visible, so the error comes through."""
+    error = status(grpc.StatusCode.UNAVAILABLE, retry_seconds=0.01)
+    server.scripts = [[accepted(), delta(1, "a"), failed(2, error)]]
+    with pytest.raises(clforge.UnavailableError):
+        [event async for event in client.generate("x")]
+    assert len(server.requests) == 1
+
+
+async def test_retries_end_with_the_timeout_of_the_request(server: ScriptedServer, client: Client) -> None:
+    """A delay that outlives the request's timeout is not waited for."""
+    server.scripts = [[status(grpc.StatusCode.UNAVAILABLE, retry_seconds=0.9)]]
+    with pytest.raises(clforge.UnavailableError) as caught:
+        await anext(client.generate("x", timeout=0.5))
+    assert caught.value.retry_after_seconds == pytest.approx(0.9)
+
+
+async def test_leaving_the_loop_cancels_the_request(server: ScriptedServer, client: Client) -> None:
+    """The server sees the cancellation as soon as the iterator is closed."""
+    server.scripts = [[accepted(), delta(1, "a"), 60.0]]
+    async with aclosing(client.generate("x")) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+    await asyncio.wait_for(server.cancelled.wait(), 5)
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "unix:/nonexistent/socket", "no-such-host.invalid:1"])
+async def test_unreachable_server_is_named_with_the_remedy(target: str) -> None:
+    """Each way of calling fails soon, with address and advice."""
+    async with Client(target) as client:
+        for attempt in (lambda: anext(client.generate("x")), client.model_info, lambda: client.complete("x")):
+            with pytest.raises(clforge.UnreachableError, match=r"no server answers at .*clforge serve") as caught:
+                await asyncio.wait_for(_awaited(attempt), 20)
+            assert caught.value.target == target
+
+
+async def _awaited(start: Callable[[], Awaitable[Any]]) -> Any:
+    return await start()
+
+
+async def test_session_with_an_unreachable_server_fails_its_requests() -> None:
+    """A request raises the reason, whether it was submitted before or after the stream was given up; nothing hangs."""
+    async with Client("127.0.0.1:1") as client, client.session() as session:
+        for _ in range(2):
+            with pytest.raises(clforge.UnreachableError):
+                await asyncio.wait_for(anext(session.generate("x")), 10)
+
+
+async def test_connection_that_breaks_after_an_answer_is_told_apart(tmp_path: Path) -> None:
+    """A server that dies in the middle gives ConnectionLostError at once, never a hang."""
+    path = str(tmp_path / "proxy")
+
+    async def answer_then_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_unix_connection(tmp_path / "s")
+        forward = asyncio.create_task(_copy(reader, upstream_writer))
+        backward = asyncio.create_task(_copy(upstream_reader, writer))
+        await hang_up.wait()
+        for task, side in ((forward, upstream_writer), (backward, writer)):
+            task.cancel()
+            side.transport.abort()
+
+    hang_up = asyncio.Event()
+    servicer = ScriptedServer()  # type: ignore[abstract]
+    servicer.scripts = [[accepted(), delta(1, "a"), 60.0]]
+    proxy = await asyncio.start_unix_server(answer_then_hang_up, path)
+    async with running(servicer, tmp_path), proxy, Client(f"unix:{path}") as client:
+        events = client.generate("x")
+        assert isinstance(await anext(events), Accepted)
+        assert isinstance(await anext(events), Delta)
+        hang_up.set()
+        with pytest.raises(clforge.ConnectionLostError, match="broke"):
+            await asyncio.wait_for(anext(events), 10)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ([accepted(), delta(2, "b")], "update 2 of choice 0 came when 1 was due"),
+        ([accepted(), delta(1, "a")], "before the last choice had finished"),
+        ([Update()], "without an event"),
+    ],
+)
+async def test_broken_protocol_is_an_error(
+    server: ScriptedServer, client: Client, script: list[Step], message: str
+) -> None:
+    """Gaps, missing ends and empty updates are noticed, not passed over (CLI-2)."""
+    server.scripts = [script]
+    with pytest.raises(clforge.ProtocolError, match=message):
+        [event async for event in client.generate("x")]
+
+
+async def test_unary_calls_translate_values(server: ScriptedServer, client: Client) -> None:
+    """complete, encode, decode and model_info return plain values."""
+    completion = await client.complete("hi", max_tokens=1)
+    assert completion.text == "hi"
+    assert completion.choices[0].finished.reason is FinishReason.STOP
+    assert await client.encode("ab") == (97, 98)
+    assert await client.decode([97, 98]) == "ab"
+    info = await client.model_info()
+    assert (info.name, info.vocab_size, info.eog_token_ids) == ("tiny", 512, (2,))
+
+
+async def test_client_outside_its_block_says_how_to_use_it() -> None:
+    """A forgotten `async with` is a programming error with a clear message."""
+    with pytest.raises(RuntimeError, match="async with Client"):
+        await Client().model_info()
+
+
+async def test_session_carries_many_requests_at_once(server: ScriptedServer, client: Client) -> None:
+    """Updates of all requests come mixed in one message and reach their own iterators; ids increase from 1."""
+    seen: list[int] = []
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for message in incoming:
+            seen.append(message.submit.request_id)
+            if len(seen) == 3:
+                break
+        yield [accepted(i) for i in seen]
+        yield [delta(1, f"text {i}", i) for i in reversed(seen)]
+        yield [finished(2, i) for i in seen]
+
+    server.talk = talk
+
+    async def read(session: clforge.Session, prompt: str) -> str:
+        return "".join([event.text async for event in session.generate(prompt) if isinstance(event, Delta)])
+
+    async with client.session() as session:
+        texts = await asyncio.gather(*(read(session, prompt) for prompt in "abc"))
+        assert not session._requests
+    assert seen == [1, 2, 3]
+    assert texts == ["text 1", "text 2", "text 3"]
+
+
+async def test_session_grants_credit_as_the_reader_reads(server: ScriptedServer, client: Client) -> None:
+    """The server never has more than a window of credit, and a stalled reader grants nothing (D3)."""
+    granted = asyncio.Queue[int]()
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        message = await anext(incoming)
+        granted.put_nowait(message.submit.params.initial_credit)
+        yield [accepted(1)] + [delta(i, "x", 1) for i in range(1, 5)]
+        granted.put_nowait((await anext(incoming)).credit.tokens)
+        granted.put_nowait((await anext(incoming)).credit.tokens)
+        yield [finished(5, 1)]
+
+    server.talk = talk
+    async with client.session(window=4) as session:
+        request = await session.submit("x")
+        assert await granted.get() == 4
+        events = request.events()
+        for _ in range(3):
+            await anext(events)
+        await asyncio.sleep(0.05)
+        assert granted.empty()
+        for _ in range(2):
+            await anext(events)
+        assert await asyncio.wait_for(granted.get(), 5) == 2
+        assert isinstance(await anext(events), Finished)
+        assert await asyncio.wait_for(granted.get(), 5) == 2
+
+
+async def test_leaving_a_session_request_sends_cancel(server: ScriptedServer, client: Client) -> None:
+    """The request ends, its entry goes, the stream and its other requests go on."""
+    cancelled = asyncio.Queue[int]()
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for message in incoming:
+            if message.HasField("submit"):
+                yield [accepted(message.submit.request_id), delta(1, "x", message.submit.request_id)]
+            if message.HasField("cancel"):
+                cancelled.put_nowait(message.cancel.request_id)
+
+    server.talk = talk
+    async with client.session() as session:
+        other = (await session.submit("other")).events()
+        await anext(other)
+        async with aclosing(session.generate("x")) as events:
+            await anext(events)
+        assert await asyncio.wait_for(cancelled.get(), 5) == 2
+        assert list(session._requests) == [1]
+        assert await anext(other) == Delta("x", (1,), 1)
+
+
+async def test_cancelled_request_ends_with_its_reason(server: ScriptedServer, client: Client) -> None:
+    """cancel() lets the events run to Finished(CANCELLED); crossing an end it does no harm."""
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for message in incoming:
+            if message.HasField("submit"):
+                yield [accepted(1)]
+            else:
+                yield [finished(1, 1, reason=generation_pb2.FINISH_REASON_CANCELLED)]
+
+    server.talk = talk
+    async with client.session() as session:
+        request = await session.submit("x")
+        request.cancel()
+        events = [event async for event in request]
+        assert isinstance(events[-1], Finished)
+        assert events[-1].reason is FinishReason.CANCELLED
+        request.cancel()
+
+
+async def test_end_of_the_stream_fails_every_request_and_later_ones(server: ScriptedServer, client: Client) -> None:
+    """All live requests raise the stream's status, and submit refuses from then on; nothing hangs."""
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        await anext(incoming)
+        await anext(incoming)
+        await context.abort_with_status(rpc_status.to_status(status(grpc.StatusCode.UNAVAILABLE, retry_seconds=0.01)))
+        yield []
+
+    server.talk = talk
+    async with client.session() as session:
+        requests = [await session.submit("x"), await session.submit("y")]
+        for request in requests:
+            with pytest.raises(clforge.UnavailableError):
+                await asyncio.wait_for(anext(request.events()), 5)
+        with pytest.raises(clforge.UnavailableError):
+            await session.submit("z")
+
+
+async def test_leaving_the_session_ends_its_stream(server: ScriptedServer, client: Client) -> None:
+    """Requests still running are cancelled with the stream; a session without any ends it in good order."""
+    ended = asyncio.Event()
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for message in incoming:
+            yield [accepted(message.submit.request_id)]
+        ended.set()
+
+    server.talk = talk
+    async with client.session() as session:
+        await anext((await session.submit("x")).events())
+    async with client.session():
+        pass
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+def test_credit_follows_the_choice_that_was_read_least() -> None:
+    """No choice ever has more unread tokens than the window; ended choices hold nobody back (D3)."""
+    window = CreditWindow(8, num_choices=2)
+    assert window.read(0, 8) == 0
+    assert window.read(1, 3) == 0
+    assert window.read(1, 1) == 4
+    assert window.finished(1) == 4
+    assert window.finished(0) == 0
+
+
+async def test_full_queue_holds_back_submits_but_never_cancels() -> None:
+    """room() waits until a message was taken; put() never waits; close() frees who waits."""
+    outgoing = Outgoing(limit=1)
+    await outgoing.room()
+    outgoing.put(tokenizer_pb2.GenerateTextRequest())
+    waiting = asyncio.create_task(outgoing.room())
+    await asyncio.sleep(0)
+    outgoing.put(tokenizer_pb2.GenerateTextRequest())
+    assert not waiting.done()
+    await outgoing.get()
+    await outgoing.get()
+    await asyncio.wait_for(waiting, 1)
+    outgoing.close()
+    assert await outgoing.get() is None
+
+
+def test_every_parameter_has_a_place_in_the_message() -> None:
+    """Each name of Params but model is set by params_to_proto, so that none is dropped in silence."""
+    values: dict[str, Any] = dict.fromkeys(clforge.Params.__annotations__, 1)
+    values |= {"stop": ["a"], "stop_token_ids": [1], "cache_salt": "s", "model": "m"}
+    message = params_to_proto(values)  # type: ignore[arg-type]
+    fields = [*message.sampling.ListFields(), *message.stopping.ListFields(), *message.ListFields()]
+    assert {field.name for field, _ in fields} - {"sampling", "stopping"} == set(values) - {"model"}
+
+
+def test_package_exports_what_it_names() -> None:
+    """Every name of __all__ can be imported, and an unknown one is an AttributeError."""
+    assert all(getattr(clforge, name) is not None for name in clforge.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = clforge.nothing

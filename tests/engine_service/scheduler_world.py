@@ -1,0 +1,292 @@
+"""What surrounds the scheduler, with no device: a clock to turn, a model of plain arithmetic, a client that checks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.scheduler import (
+    Event,
+    FinishedEvent,
+    ScheduledChunk,
+    ScheduledStep,
+    Scheduler,
+    SchedulerConfig,
+    TokenEvent,
+)
+from engine_service.scheduling.sequence import FinishReason, Request, SequenceId
+from service_common.errors import ResourceExhaustedError
+
+VOCAB_SIZE = 40
+EOG_ID = 0
+_MASK = (1 << 61) - 1
+
+
+def make_token(token_id: int) -> SampledToken:
+    """A sampled token without log-probabilities."""
+    return SampledToken(token_id, None, ())
+
+
+class Clock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def make_request(
+    request_id: int,
+    prompt_len: int = 4,
+    max_tokens: int = 8,
+    *,
+    arrival: float = 100.0,
+    deadline: float | None = None,
+    num_choices: int = 1,
+    priority: int = 0,
+    credit: int | None = None,
+    min_tokens: int = 0,
+    stop_ids: tuple[int, ...] = (),
+    ignore_eos: bool = True,
+) -> Request:
+    """A request whose prompt and seed follow from its id; no token ends it, unless asked for."""
+    return Request(
+        id=request_id,
+        prompt_ids=tuple((request_id * 7 + position) % VOCAB_SIZE for position in range(prompt_len)),
+        sampling=SamplingParams(seed=request_id),
+        limits=GenerationLimits(
+            max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stop_ids, ignore_eos=ignore_eos
+        ),
+        arrival=arrival,
+        deadline=deadline,
+        num_choices=num_choices,
+        priority=priority,
+        initial_credit=credit,
+    )
+
+
+def _mix(state: int, value: int) -> int:
+    return (state * 6364136223846793005 + value + 1442695040888963407) & _MASK
+
+
+def _next_id(state: int, request: Request, choice: int, num_generated: int) -> int:
+    """The sampled id; end tokens are banned below min_tokens, as the sampler does."""
+    token_id = (_mix(_mix(_mix(state, request.sampling.seed), choice), 0) >> 20) % VOCAB_SIZE
+    banned = request.limits.banned_ids((EOG_ID,), num_generated)
+    while token_id in banned:
+        token_id = (token_id + 1) % VOCAB_SIZE
+    return token_id
+
+
+@lru_cache(maxsize=1 << 14)
+def ids_alone(request: Request, choice: int, count: int) -> tuple[int, ...]:
+    """The first `count` ids of a choice as the simulated model gives them without any scheduler."""
+    state, summary, ids = 0, 0, []
+    for token_id in request.prompt_ids:
+        state = _mix(state, token_id)
+        summary = _mix(summary, state)
+    for num_generated in range(count):
+        ids.append(_next_id(summary, request, choice, num_generated))
+        state = _mix(state, ids[-1])
+        summary = _mix(summary, state)
+    return tuple(ids)
+
+
+class SimulatedModel:
+    """A cache of one number per slot. A token's number depends on the one before, a sampled id on all of its sequence.
+
+    So a wrong block, a stale position, a skipped or repeated chunk changes ids.
+    """
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self._block_size = blocks.block_size
+        self._slots = [0] * (blocks.num_blocks * blocks.block_size)
+
+    def run(self, step: ScheduledStep) -> list[SampledToken]:
+        """One token per chunk that samples. All chunks write before any reads."""
+        for chunk in step.chunks:
+            self._write(chunk)
+        return [self._sample(chunk) for chunk in step.chunks if chunk.samples]
+
+    def _slot(self, chunk: ScheduledChunk, position: int) -> int:
+        block_table = chunk.sequence.block_table
+        return block_table[position // self._block_size] * self._block_size + position % self._block_size
+
+    def _write(self, chunk: ScheduledChunk) -> None:
+        token_ids = chunk.token_ids()
+        assert len(token_ids) == chunk.num_tokens
+        for position, token_id in enumerate(token_ids, chunk.start):
+            state = self._slots[self._slot(chunk, position - 1)] if position else 0
+            self._slots[self._slot(chunk, position)] = _mix(state, token_id)
+
+    def _sample(self, chunk: ScheduledChunk) -> SampledToken:
+        summary = 0
+        for position in range(chunk.start + chunk.num_tokens):
+            summary = _mix(summary, self._slots[self._slot(chunk, position)])
+        sequence = chunk.sequence
+        return make_token(_next_id(summary, sequence.request, sequence.choice, sequence.num_generated))
+
+
+@dataclass
+class Choice:
+    """What a client knows of one choice."""
+
+    request: Request
+    credit: int
+    ids: list[int] = field(default_factory=list)
+    finished: FinishedEvent | None = None
+
+
+class World:
+    """A scheduler with its surroundings; every step and event is checked against what the scheduler promises."""
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, block_size: int) -> None:
+        self.config = config
+        self.clock = Clock()
+        self.blocks = BlockManager(num_blocks, block_size)
+        self.scheduler = Scheduler(config, self.blocks, self.clock, frozenset({EOG_ID}))
+        self.model = SimulatedModel(self.blocks)
+        self.choices: dict[SequenceId, Choice] = {}
+        self.log: list[Event] = []
+        self.reasons: Counter[FinishReason] = Counter()
+        self.num_mixed_steps = 0
+
+    def add(self, request: Request) -> bool:
+        """Submits a request; False where the queue is full."""
+        try:
+            self.scheduler.add(request)
+        except ResourceExhaustedError:
+            return False
+        credit = request.limits.max_tokens if request.initial_credit is None else request.initial_credit
+        for choice in range(request.num_choices):
+            self.choices[SequenceId(request.id, choice)] = Choice(request, credit)
+        return True
+
+    def grant(self, request_id: int, tokens: int) -> None:
+        """Gives credit to all choices of a request."""
+        if self.scheduler.grant(request_id, tokens):
+            for sequence_id, choice in self.choices.items():
+                choice.credit += tokens if sequence_id.request_id == request_id else 0
+
+    def end_of(self, request_id: int, choice: int = 0) -> FinishedEvent:
+        """How a choice ended."""
+        event = self.choices[SequenceId(request_id, choice)].finished
+        assert event is not None, f"choice {choice} of request {request_id} is live"
+        return event
+
+    def live_ids(self) -> list[int]:
+        """Requests with a choice that has not ended."""
+        return sorted({choice.request.id for choice in self.choices.values() if choice.finished is None})
+
+    def schedule(self) -> ScheduledStep | None:
+        """The next step, checked."""
+        has_work = self.scheduler.has_work
+        expires = (self.scheduler.next_deadline() or self.clock.now + 1) <= self.clock.now
+        step = self.scheduler.schedule()
+        assert expires or has_work == (step is not None)
+        self.scheduler.check_integrity()
+        if step is not None:
+            self._check_step(step)
+        return step
+
+    def step(self) -> list[Event]:
+        """schedule, run, update."""
+        step = self.schedule()
+        events = self.scheduler.take_events() if step is None else self.update(step)
+        return self.receive(events) if step is None else events
+
+    def update(self, step: ScheduledStep) -> list[Event]:
+        """Runs a step that was scheduled and passes its tokens on."""
+        return self.receive(self.scheduler.update(step, self.model.run(step)))
+
+    def receive(self, events: list[Event]) -> list[Event]:
+        """Checks events as the client gets them."""
+        self.scheduler.check_integrity()
+        for event in events:
+            choice = self.choices[SequenceId(event.request_id, event.choice)]
+            assert choice.finished is None, f"{event} after {choice.finished}"
+            if isinstance(event, TokenEvent):
+                choice.ids.append(event.token.token_id)
+                assert len(choice.ids) <= choice.credit, "more tokens than credit"
+            else:
+                choice.finished = event
+                self.reasons[event.reason] += 1
+                self._check_finished(choice, event)
+        self.log += events
+        return events
+
+    def run_until_idle(self, limit: int = 10_000) -> int:
+        """Steps until nothing can run; the number of steps."""
+        num_steps = 0
+        while self.scheduler.has_work:
+            self.step()
+            num_steps += 1
+            assert num_steps <= limit, f"still busy after {limit} steps"
+        return num_steps
+
+    def finish(self) -> None:
+        """Gives every request all the credit it can use, runs to the end, and checks that nothing is left."""
+        self.receive(self.scheduler.take_events())
+        for request_id in self.live_ids():
+            self.grant(request_id, self.config.context_length)
+        self.run_until_idle()
+        self.check_empty()
+
+    def check_empty(self) -> None:
+        """All requests have ended; nothing of them is left."""
+        assert all(choice.finished is not None for choice in self.choices.values())
+        self.scheduler.check_integrity()
+        assert self.blocks.num_free_blocks == self.blocks.num_blocks
+        assert self.blocks.sequence_ids() == frozenset()
+        assert self.scheduler.requests() == []
+        assert self.scheduler.next_deadline() is None
+        load = self.scheduler.load()
+        assert (load.num_requests_running, load.num_requests_waiting, load.num_requests_paused) == (0, 0, 0)
+
+    def _check_step(self, step: ScheduledStep) -> None:
+        chunks = step.chunks
+        assert 0 < len(chunks) <= self.config.max_num_seqs
+        assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
+        assert sum(chunk.num_tokens for chunk in chunks) == step.num_tokens <= self.config.max_num_batched_tokens
+        assert sum(chunk.samples for chunk in chunks) == step.num_samples
+        in_prefill = [chunk.num_tokens != 1 or not chunk.samples for chunk in chunks]
+        self.num_mixed_steps += any(in_prefill) and not in_prefill[0]
+        for chunk in chunks:
+            sequence = chunk.sequence
+            assert 0 < chunk.num_tokens <= self.config.max_prefill_chunk
+            assert chunk.start == sequence.num_computed
+            assert chunk.samples == (chunk.start + chunk.num_tokens == sequence.num_tokens)
+            assert len(sequence.block_table) * self.blocks.block_size >= chunk.start + chunk.num_tokens
+
+    def _check_finished(self, choice: Choice, event: FinishedEvent) -> None:
+        request, usage = choice.request, event.usage
+        ids = [*choice.ids] if event.stop_token_id is None else [*choice.ids, event.stop_token_id]
+        assert tuple(ids) == ids_alone(request, event.choice, len(ids)), "neighbours changed the tokens"
+        assert usage.generated_tokens == len(ids)
+        assert usage.prompt_tokens == len(request.prompt_ids)
+        assert usage.delivered_tokens <= usage.generated_tokens
+        assert min(event.timings) >= 0
+        assert (event.error is not None) == (event.reason is FinishReason.ERROR)
+        max_tokens = min(request.limits.max_tokens, self.config.context_length - len(request.prompt_ids))
+        assert len(ids) <= max_tokens
+        if event.reason is FinishReason.LENGTH:
+            assert len(ids) == max_tokens
+
+
+def make_world(num_blocks: int = 32, block_size: int = 4, **changes: Any) -> World:
+    """A world with room for small tests; `changes` are fields of SchedulerConfig."""
+    return World(SchedulerConfig(**({"context_length": 64} | changes)), num_blocks, block_size)
+
+
+def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, bool]]:
+    """A step's chunks as (request id, start, num_tokens, samples)."""
+    assert step is not None
+    return [(chunk.sequence.request.id, chunk.start, chunk.num_tokens, chunk.samples) for chunk in step.chunks]

@@ -1,0 +1,204 @@
+"""The self-test at engine start: good kernels pass, a wrong one of any kind is found, and portable ones step in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import Mock
+
+import pytest
+from gguf import GGMLQuantizationType
+from structlog.testing import capture_logs
+
+from engine_service.compute import kernel_library, self_test
+from engine_service.compute.device import Device
+from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.kv_cache import KVCache, KVCacheShape
+from engine_service.compute.model_kernels import ModelKernels
+from engine_service.compute.operations import Operations
+from engine_service.compute.sampler import Sampler
+from engine_service.compute.self_test import TOLERANCE, SelfTestError, choose_library
+from engine_service.compute.self_test_cases import SelfTestCases
+from engine_service.compute.step_inputs import StepInputs, StepLimits
+from engine_service.compute.weights import Weights
+from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.models.llama import LlamaModel
+from service_common.errors import DeviceError
+from service_common.gguf_reader import GGUFReader
+from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named, model_kernels
+from tests.gguf_builder import tiny_llama
+
+BLOCK_SIZE, EOG_IDS = 16, (2,)
+
+# One layout a role, so that little is built; every kernel occurs.
+KERNELS = model_kernels(in_all_roles(layout_named("F32")) | {"attn_output": (layout_named("Q8_0"),)})
+SOURCES = ["gather", "rms_norm", "matmul_float", "matmul_quant", "rope_kv_write", "attention", "quantize", "swiglu"]
+SOURCES.append("sample")
+
+SLIPS = [
+    ("gather", "lanes[lane]", "lanes[lane ^ 1]"),
+    ("rms_norm", "+ eps", "- eps"),
+    ("rms_norm", "* r)", "* NAN)"),
+    ("matmul_float", "(v8f)(0.0f)", "(v8f)(0.001f)"),
+    ("matmul_quant", "(v8f)(0.0f)", "(v8f)(1.0f)"),
+    ("rope_kv_write", "-(b * s)", "b * s"),
+    ("rope_kv_write", "x > -65504.0f ? x : -65504.0f", "x"),
+    ("attention", "positions[row] + 1", "positions[row]"),
+    ("attention", "clf_fma(s->total_l[i], a,", "clf_fma(s->total_l[i], b,"),
+    ("quantize", "127.0f / amax", "126.0f / amax"),
+    ("quantize", "(qa + qb)", "(qa - qb)"),
+    ("swiglu", "clf_exp8(-g) + 1.0f", "clf_exp8(-g) + 1.001f"),
+    ("sample", "round < 10", "round < 9"),
+    ("sample", "p->top_k, true", "p->top_k / 2, true"),
+    ("sample", "p->top_p_weight << 33", "p->top_p_weight << 32"),
+    ("sample", "w >= threshold", "w >= 2.0f * threshold"),
+    ("sample", "report->chosen_logit = row[token_id]", "report->chosen_logit = row[0]"),
+]
+
+
+class Libraries(NamedTuple):
+    """Libraries that have built their kernels."""
+
+    native: KernelLibrary
+    portable: KernelLibrary
+
+
+@pytest.fixture(scope="module")
+def libraries(device: Device) -> Libraries:
+    """The two libraries of the tests' device."""
+    return Libraries(KernelLibrary(device), KernelLibrary(device, portable=True))
+
+
+class BrokenLibrary(KernelLibrary):
+    """`good`, but for one source, in which `old` has become `new`."""
+
+    def __init__(self, good: KernelLibrary, source: str, old: str, new: str) -> None:
+        super().__init__(good.device, portable=good.portable)
+        self._good, self._source, self._old, self._new = good, source, old, new
+
+    def kernel(self, source: str, name: str, **defines: int | str) -> Any:
+        if source != self._source:
+            return self._good.kernel(source, name, **defines)
+        return super().kernel(source, name, **defines)
+
+    def _build(self, source: str, defines: tuple[str, ...]) -> Any:
+        text = kernel_library._source_text(source)
+        assert self._old in text
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernel_library, "_source_text", lambda _: text.replace(self._old, self._new))
+            return super()._build(source, defines)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, native: KernelLibrary, portable: KernelLibrary) -> KernelLibrary:
+    """What choose_library takes of these two."""
+    made = {False: native, True: portable}
+    monkeypatch.setattr(self_test, "KernelLibrary", lambda _, *, portable=False: made[portable])
+    return choose_library(native.device, KERNELS, portable=False)
+
+
+def test_good_native_kernels_pass_in_every_layout(libraries: Libraries) -> None:
+    """Matmuls of all eleven layouts, and gathers of one float and one quantised layout, are within the tolerance."""
+    embeddings = {"token_embd": (layout_named("BF16"), layout_named("Q5_K"))}
+    self_test.self_test(libraries.native, model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
+
+
+@pytest.mark.parametrize("kind", Libraries._fields)
+def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str) -> None:
+    """Both libraries with the rotation of halves, without biases, with an f32 cache of large blocks."""
+    kernels = model_kernels(
+        in_all_roles(layout_named("Q6_K")) | {"ffn_down": (layout_named("F16"),)},
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=64,
+        rope_style="halves",
+        attention_bias=False,
+        block_size=256,
+        kv_cache_type="f32",
+    )
+    self_test.self_test(getattr(libraries, kind), kernels)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_kernel_that_leaves_work_undone_gives_way(
+    libraries: Libraries, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Where every second work-item of a native kernel does another one's work, the portable library is chosen, and the
+    warning names the kernel and how far off it is."""
+    broken = BrokenLibrary(libraries.native, source, "get_global_id(0)", "(get_global_id(0) & ~(size_t)1)")
+    with capture_logs() as logs:
+        assert choose(monkeypatch, broken, libraries.portable) is libraries.portable
+    (warning,) = logs
+    assert warning["log_level"] == "warning"
+    assert warning["kernel"].split()[0] == source
+    assert "difference=" in warning["reason"]
+
+
+@pytest.mark.parametrize(("source", "old", "new"), SLIPS, ids=lambda text: str(text))
+def test_a_slip_in_the_arithmetic_is_found(libraries: Libraries, source: str, old: str, new: str) -> None:
+    """One wrong sign, constant, bound or comparison in a kernel is a difference above the tolerance."""
+    with pytest.raises(SelfTestError) as caught:
+        self_test.self_test(BrokenLibrary(libraries.native, source, old, new), KERNELS)
+    assert caught.value.kernel.split()[0] == source
+    assert not caught.value.difference <= TOLERANCE
+
+
+def test_a_native_kernel_that_is_not_accepted_gives_way(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that the compiler refuses is named by the warning, with the compiler's words."""
+    broken = BrokenLibrary(libraries.native, "swiglu", "int n) {", "int n) { no_such_builtin();")
+    with capture_logs() as logs:
+        assert choose(monkeypatch, broken, libraries.portable) is libraries.portable
+    assert logs[0]["kernel"] == "swiglu"
+    assert "no_such_builtin" in logs[0]["reason"]
+
+
+def test_native_kernels_are_chosen_where_they_are_right(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning, and the native library."""
+    with capture_logs() as logs:
+        assert choose(monkeypatch, *libraries) is libraries.native
+    assert logs == []
+
+
+def test_no_library_is_chosen_where_both_are_wrong(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeviceError names the kernel of the portable library, and the difference."""
+    broken = (BrokenLibrary(library, "rms_norm", "+ eps", "- eps") for library in libraries)
+    with pytest.raises(DeviceError, match=r"self-test failed: WRONG_RESULT \(kernel=rms_norm, difference=[\d.e+-]+, "):
+        choose(monkeypatch, *broken)
+
+
+class RecordingLibrary(KernelLibrary):
+    """Notes which kernels are asked for, and builds none."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.asked: set[tuple[str, str, frozenset[tuple[str, int | str]]]] = set()
+
+    def kernel(self, source: str, name: str, **defines: int | str) -> Any:
+        self.asked.add((source, name, frozenset(defines.items())))
+        return Mock()
+
+
+@pytest.mark.parametrize(("arch", "tied"), [("llama", False), ("qwen2", True)])
+def test_the_kernels_tested_are_the_model_s(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, tied: bool
+) -> None:
+    """The self-test asks for the kernels, with the defines, that the loaded model asks for: no more and no fewer."""
+    tiny_llama(tmp_path / "m.gguf", seed=1, arch=arch, tied=tied, tensor_type=GGMLQuantizationType.Q4_K, hidden=256)
+    model, tested = RecordingLibrary(device), RecordingLibrary(device)
+    monkeypatch.setattr(Device, "run", Mock())
+    with GGUFReader(tmp_path / "m.gguf") as reader:
+        hyperparameters = Hyperparameters.from_gguf(reader)
+        load(model, reader, hyperparameters)
+        kernels = ModelKernels.of(reader, hyperparameters, block_size=BLOCK_SIZE, kv_cache_type="f16", eog_ids=EOG_IDS)
+        for _ in SelfTestCases(tested, kernels).differences():
+            pass
+    assert tested.asked == model.asked
+
+
+def load(library: KernelLibrary, reader: GGUFReader, hyperparameters: Hyperparameters) -> None:
+    """Makes the model and its sampler, as the loader does."""
+    h, device = hyperparameters, library.device
+    limits = StepLimits(max_tokens=8, max_seqs=2, max_blocks_per_seq=2, block_size=BLOCK_SIZE)
+    operations = Operations(device, library, StepInputs(device, limits))
+    cache = KVCache(device, KVCacheShape(h.num_layers, h.num_kv_heads, h.head_dim, BLOCK_SIZE, "f16"), num_blocks=2)
+    LlamaModel(h, reader, Weights(device, reader, Mock()), operations, cache, device, limits)
+    Sampler(device, library, h.vocab_size, 2, EOG_IDS)

@@ -1,0 +1,93 @@
+"""Runs every portable kernel on ragged shapes and prints what each one gave, hashed: a JSON list of (kernel, hash).
+
+`python -m tests.kernels.oclgrind_program short|full`, under Oclgrind and under another driver alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pyopencl as cl
+from numpy.typing import NDArray
+
+from engine_service.compute.device import Device, list_devices
+from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.model_kernels import ModelKernels
+from engine_service.compute.self_test import TOLERANCE
+from engine_service.compute.self_test_cases import CHUNKS, SelfTestCases
+from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named, model_kernels
+
+Chunks = tuple[tuple[int, int], ...]
+
+_F32, _Q8_0 = layout_named("F32"), layout_named("Q8_0")
+
+
+class HashingDevice(Device):
+    """Hashes all that is read from it. Frees no buffer: Oclgrind takes what is next in its place for uninitialised."""
+
+    def __init__(self, handle: cl.Device) -> None:
+        super().__init__(handle)
+        self.digest = hashlib.sha256()
+        self._buffers: list[cl.Buffer] = []
+
+    def read(self, buffer: cl.Buffer, out: NDArray[Any], offset: int = 0) -> None:
+        super().read(buffer, out, offset)
+        self.digest.update(out.tobytes())
+
+    def empty(self, nbytes: int, name: str) -> cl.Buffer:
+        """The sampler reads whole reports but has written of them what was asked for: the rest is made the same."""
+        buffer = self.zeros(nbytes, "reports") if name == "sampler.reports" else super().empty(nbytes, name)
+        self._buffers.append(buffer)
+        return buffer
+
+
+def short_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
+    """Every source, layout and variant of an operation at least once."""
+    yield model_kernels(dealt_out(ALL_LAYOUTS)), ((260, 1), (0, 3), (6, 1))
+    f32_only = in_all_roles(_F32)
+    yield model_kernels(f32_only, head_dim=10, rope_style="halves", block_size=24, kv_cache_type="f32"), ((9, 9),)
+
+
+def full_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
+    """Every variant of every kernel, then shapes of attention and batches around the tiles' sizes."""
+    yield from short_cases()
+    yield model_kernels(in_all_roles(*ALL_LAYOUTS)), CHUNKS
+    f32_and_q8_0 = in_all_roles(_F32, _Q8_0)
+    for num_tokens in (1, 2, 3, 4, 5, 7, 8, 9, 17):
+        yield model_kernels(f32_and_q8_0), ((0, num_tokens),)
+    heads = ((1, 1, 2), (3, 1, 8), (14, 2, 64), (4, 4, 80), (5, 1, 128))
+    caches = ((8, "f16"), (24, "f32"), (256, "f16"))
+    for (num_heads, num_kv_heads, head_dim), (block_size, kv_cache_type) in product(heads, caches):
+        kernels = model_kernels(
+            in_all_roles(_F32),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rope_style="halves",
+            block_size=block_size,
+            kv_cache_type=kv_cache_type,
+        )
+        yield kernels, ((255, 3), (0, 9), (31, 1), (510, 4))
+
+
+def main(form: str) -> None:
+    """Prints the list; AssertionError where a kernel is wrong."""
+    handles = sorted(list_devices(), key=lambda handle: handle.platform.name == "Oclgrind")
+    device = HashingDevice(handles[0])  # Oclgrind's where it is the only one, which it is when it runs this program
+    library = KernelLibrary(device, portable=True)
+    hashes = []
+    for kernels, chunks in {"short": short_cases, "full": full_cases}[form]():
+        for kernel, difference in SelfTestCases(library, kernels, chunks).differences():
+            assert difference <= TOLERANCE, f"{kernel} is off by {difference}"
+            hashes.append((kernel, device.digest.hexdigest()))
+            device.digest = hashlib.sha256()
+    print(json.dumps(hashes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,54 @@
+"""The rules by which byte-level vocabularies cut text into words."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.tokenizer_service.vocabulary_builder import bpe_keys, random_text, reader, vocabulary
+from tokenizer_service.byte_level_bpe import words_of
+from tokenizer_service.pre_tokenizers import PRE_TOKENIZERS
+from tokenizer_service.vocabulary import Vocabulary
+
+
+def test_the_rule_can_be_overridden() -> None:
+    """An unknown pre-tokenizer rule is used as another one that is named explicitly."""
+    tokens = Vocabulary.from_gguf(reader(bpe_keys(pre="new-rule")), pre_tokenizer="gpt-2")
+    assert tokens.encode("hello world") == vocabulary(bpe_keys()).encode("hello world")
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "words"),
+    [
+        ("gpt-2", "I'LL don't  1234\n\n x", ["I", "'", "LL", "·don", "'t", "·", "·1234", "⏎⏎", "·x"]),
+        ("llama-bpe", "I'LL don't  1234\n\n x", ["I", "'LL", "·don", "'t", "·", "·", "123", "4", "⏎⏎", "·x"]),
+        ("qwen2", "a 12\n\n x", ["a", "·", "1", "2", "⏎⏎", "·x"]),
+        ("starcoder", "a 12 x", ["a", "·", "1", "2", "·x"]),
+        ("falcon", "a,b 12345", ["a", ",", "b", "·", "123", "45"]),
+        ("deepseek-v3", "a中b~=", ["a", "中", "b", "~="]),
+        ("deepseek-llm", "Ωδ mega 한 7", ["Ωδ", "·mega", "·", "한", "·", "7"]),
+        ("gpt-4o", "camelCase /n/", ["camel", "Case", "·/", "n", "/"]),
+        ("tekken", "HTTPServer12", ["HTTPServer", "1", "2"]),
+        ("superbpe", "a1234567", ["a", "1", "234", "567"]),
+        ("afmoe", "a1234567", ["a", "1", "234", "567"]),
+        ("kimi-k2", "abc我想Def", ["abc", "我想", "Def"]),
+        ("default", "a 12345$", ["a", "·", "123", "45", "$"]),
+    ],
+)
+def test_rules_cut_words(rule: str, text: str, words: list[str]) -> None:
+    """Each rule cuts text into words as its expressions say."""
+    cut = words_of(PRE_TOKENIZERS[rule]).pre_tokenize_str(text)
+    spelled = [text[start:end] for _, (start, end) in cut]
+    assert [word.replace(" ", "·").replace("\n", "⏎") for word in spelled] == words
+
+
+@pytest.mark.parametrize("rule", PRE_TOKENIZERS)
+def test_every_rule_loses_nothing(rule: str) -> None:
+    """Every known rule can be built, and text passes through it unchanged, in time that does not explode."""
+    tokens, rng = Vocabulary.from_gguf(reader(bpe_keys()), pre_tokenizer=rule), random.Random(4)
+    for text in [random_text(rng, 40) for _ in range(100)] + ["1" * 20000, " " * 20000, "aA" * 10000]:
+        started = time.monotonic()
+        assert tokens.decode(tokens.encode(text, add_special=False)) == text
+        assert time.monotonic() - started < 5
