@@ -19,7 +19,7 @@ from clforge.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from engine_service.config import EngineConfig
 from engine_service.engine_loop import EngineLoop
 from engine_service.host import first_contact
-from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.models.tensor_table import read_hyperparameters
 from engine_service.request_registry import RequestRegistry
 from engine_service.served_model import ServedModel
 from engine_service.server import SERVICE, EngineServer, Loading, Serving, TokenizerFile
@@ -62,7 +62,7 @@ class EngineProcess:
 
     def __init__(self, config: EngineConfig, reader: GGUFReader) -> None:
         self._config, self._reader = config, reader
-        self._hyperparameters = Hyperparameters.from_gguf(reader)
+        self._hyperparameters = read_hyperparameters(reader)
         self._model: ServedModel | None = None
         self._rpc_loop = asyncio.get_running_loop()
         self._loop = EngineLoop(self._load, self._deliver)

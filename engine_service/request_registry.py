@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from clforge.v1.engine_pb2 import TokenSubmit
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
@@ -28,17 +28,26 @@ from service_common.errors import (
     RequestError,
     UnavailableError,
 )
+from service_common.outbox import Outbox
 from service_common.status import to_status
 
-if TYPE_CHECKING:
-    from engine_service.request_stream import RequestStream
+
+class Reader(Protocol):
+    """Whoever waits for a request's updates: a `RequestStream`."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where the updates go."""
+
+    def ended(self, live: ServedRequest) -> None:
+        """All choices of `live` have had their terminal update."""
 
 
 @dataclass(slots=True, eq=False)
 class ServedRequest:
     """A request between its admission and its end."""
 
-    stream: RequestStream
+    reader: Reader
     request_id: int  # the stream's number for it
     engine_id: int
     global_id: str
@@ -62,7 +71,7 @@ class RequestRegistry:
     def __len__(self) -> int:
         return len(self._by_engine_id)
 
-    def submit(self, submit: TokenSubmit, stream: RequestStream) -> ServedRequest:
+    def submit(self, submit: TokenSubmit, reader: Reader) -> ServedRequest:
         """Checks a request and passes it to the engine. A RequestError tells why it is refused here.
 
         What only the engine can refuse (its queue is full) arrives as the request's terminal update.
@@ -84,7 +93,7 @@ class RequestRegistry:
             numerics_id=self._model.numerics_id,
             num_prompt_tokens=len(request.prompt_ids),
         )
-        live = ServedRequest(stream, submit.request_id, request.id, global_id, accepted, request.num_choices)
+        live = ServedRequest(reader, submit.request_id, request.id, global_id, accepted, request.num_choices)
         self._by_engine_id[request.id] = live
         self._by_global_id[global_id] = live
         self._idle.clear()
@@ -149,7 +158,7 @@ class RequestRegistry:
             self._end(live, error)
 
     def _deliver(self, event: EngineEvent, live: ServedRequest) -> None:
-        outbox = live.stream.outbox
+        outbox = live.reader.outbox
         match event:
             case TokenEvent():
                 outbox.delta(live.request_id, event.choice, to_delta(event.token))
@@ -158,7 +167,7 @@ class RequestRegistry:
                 live.open_choices.discard(event.choice)
                 if not live.open_choices:
                     self._remove(live)
-                    live.stream.ended(live)
+                    live.reader.ended(live)
             case AdmittedEvent():
                 outbox.accepted(live.request_id, live.accepted)
                 live.open_choices.update(range(live.num_choices))
@@ -169,9 +178,9 @@ class RequestRegistry:
         """Ends what is open of a request; one that was never admitted has one terminal update, that of choice 0."""
         finished = Finished(reason=FINISH_REASON_ERROR, error=to_status(error))
         for choice in sorted(live.open_choices) or [0]:
-            live.stream.outbox.finished(live.request_id, choice, finished)
+            live.reader.outbox.finished(live.request_id, choice, finished)
         self._remove(live)
-        live.stream.ended(live)
+        live.reader.ended(live)
 
     def _remove(self, live: ServedRequest) -> None:
         del self._by_engine_id[live.engine_id]

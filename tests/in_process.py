@@ -15,7 +15,7 @@ from engine_service.compute.model_runner import ModelRunner
 from engine_service.config import EngineConfig
 from engine_service.engine import Engine
 from engine_service.loader import load_engine
-from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.models.tensor_table import read_hyperparameters
 from engine_service.scheduling.messages import FinishedEvent, ScheduledChunk, ScheduledStep, TokenEvent
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.sequence import Request, Sequence
@@ -27,7 +27,7 @@ def engine(model: Path, **options: Any) -> Iterator[Engine]:
     """An engine with `model` loaded; `options` are those of EngineConfig."""
     config = EngineConfig(model=model, **options)
     with GGUFReader(model) as reader:
-        loaded = load_engine(config, reader, Hyperparameters.from_gguf(reader), "", lambda done, total: None)
+        loaded = load_engine(config, reader, read_hyperparameters(reader), "", lambda done, total: None)
         try:
             yield loaded.engine
         finally:

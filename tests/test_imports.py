@@ -41,8 +41,8 @@ _ENGINE_ROWS = [
     {"compute.step_inputs", "compute.sampler"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
-    {"models.hyperparameters"},
     {"models.tensor_table"},
+    {"models.hyperparameters"},
     {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},
     {"compute.device"},
 ]

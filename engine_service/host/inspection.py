@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from engine_service.compute.quant_layouts import SUPPORTED_TYPES, layout_for, packed_bytes
 from engine_service.models.hyperparameters import Hyperparameters, RopeScaling
+from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.gguf_tensors import TensorInfo
@@ -80,7 +81,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
 
 def _hyperparameters(reader: GGUFReader) -> tuple[Hyperparameters | None, str | None]:
     try:
-        return Hyperparameters.from_gguf(reader), None
+        return read_hyperparameters(reader), None
     except ModelFileError as error:
         return None, str(error)
 

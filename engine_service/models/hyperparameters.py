@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from engine_service.models.tensor_table import FAMILIES, RopeStyle, check_tensors
+from engine_service.models.families import FAMILIES, RopeStyle
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 
@@ -72,7 +72,10 @@ class Hyperparameters:
 
     @classmethod
     def from_gguf(cls, reader: GGUFReader) -> Self:
-        """Read and check everything. Raises ModelFileError for a model that cannot be served, and says why."""
+        """Read and check the keys; `tensor_table.read_hyperparameters` holds them against the tensors as well.
+
+        Raises ModelFileError for a model that cannot be served, and says why.
+        """
         architecture = reader.get_str("general.architecture")
         if architecture not in FAMILIES:
             reader.refuse("general.architecture", f"must be one of {', '.join(FAMILIES)}")
@@ -85,7 +88,7 @@ class Hyperparameters:
         num_heads = size("attention.head_count")
         hidden_size = size("embedding_length")
         head_dim = _head_dim(reader, architecture, hidden_size, num_heads)
-        hyperparameters = cls(
+        return cls(
             architecture=architecture,
             num_layers=size("block_count"),
             hidden_size=hidden_size,
@@ -103,8 +106,6 @@ class Hyperparameters:
             attention_bias="blk.0.attn_q.bias" in reader.tensors,
             tied_embeddings="output.weight" not in reader.tensors,
         )
-        check_tensors(reader, hyperparameters)
-        return hyperparameters
 
 
 def _refuse_unserved(reader: GGUFReader, architecture: str) -> None:

@@ -9,36 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TypeAlias
 
 from gguf import GGMLQuantizationType
 
 from engine_service.compute.quant_layouts import SUPPORTED_TYPES
+from engine_service.models.families import FAMILIES
+from engine_service.models.hyperparameters import Hyperparameters
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.gguf_tensors import TensorInfo
 
-if TYPE_CHECKING:
-    from engine_service.models.hyperparameters import Hyperparameters
-
-RopeStyle: TypeAlias = Literal["adjacent", "halves"]
 Shape: TypeAlias = tuple[int, ...]
 
 ROPE_FREQS = "rope_freqs.weight"
 
 _VECTOR_TYPES = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What sets one architecture apart: which elements rotate as a pair, and whether it may bring `ROPE_FREQS`."""
-
-    rope_style: RopeStyle
-    rope_freqs: bool
-
-
-FAMILIES = {"llama": Family("adjacent", rope_freqs=True), "qwen2": Family("halves", rope_freqs=False)}
 
 
 def expected_tensors(hyperparameters: Hyperparameters) -> Iterator[tuple[str, Shape]]:
@@ -65,6 +51,13 @@ def _block_tensors(h: Hyperparameters) -> Iterator[tuple[str, Shape]]:
     yield "ffn_gate.weight", (h.ffn_size, h.hidden_size)
     yield "ffn_up.weight", (h.ffn_size, h.hidden_size)
     yield "ffn_down.weight", (h.hidden_size, h.ffn_size)
+
+
+def read_hyperparameters(reader: GGUFReader) -> Hyperparameters:
+    """The hyper-parameters of a file that has exactly the tensors they call for; ModelFileError says what it lacks."""
+    hyperparameters = Hyperparameters.from_gguf(reader)
+    check_tensors(reader, hyperparameters)
+    return hyperparameters
 
 
 def check_tensors(reader: GGUFReader, hyperparameters: Hyperparameters) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.quant_layouts import SUPPORTED_TYPES, Layout, layout_for
+from engine_service.models.families import RopeStyle
 from engine_service.models.hyperparameters import Hyperparameters, RopeScaling
-from engine_service.models.tensor_table import RopeStyle
 
 ALL_LAYOUTS = tuple(layout_for(tensor_type) for tensor_type in sorted(SUPPORTED_TYPES))
 MATMUL_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")

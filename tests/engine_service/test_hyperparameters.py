@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from engine_service.models.hyperparameters import Hyperparameters, RopeScaling
+from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from tests.gguf_builder import file_bytes, tiny_llama, u32_value
@@ -22,7 +23,7 @@ def read(path: Path, **changes: Any) -> Hyperparameters:
     """The hyper-parameters of a tiny model written with `changes`."""
     tiny_llama(path / "model.gguf", **{"seed": 1, **changes})
     with GGUFReader(path / "model.gguf") as reader:
-        return Hyperparameters.from_gguf(reader)
+        return read_hyperparameters(reader)
 
 
 def zeros(*shape: int) -> NDArray[np.float32]:
@@ -278,7 +279,7 @@ def test_they_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_real_model_is_read(shared_data: Path) -> None:
     """The real model's values are those its makers wrote."""
     with GGUFReader(shared_data / "models" / "stories260K.gguf") as reader:
-        h = Hyperparameters.from_gguf(reader)
+        h = read_hyperparameters(reader)
     assert (h.num_layers, h.hidden_size, h.ffn_size, h.num_heads, h.num_kv_heads) == (5, 64, 172, 8, 4)
     assert (h.head_dim, h.vocab_size, h.context_length) == (8, 512, 512)
     assert h.rms_norm_eps == np.float32(1e-5)

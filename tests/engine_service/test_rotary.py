@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine_service.models.hyperparameters import MAX_CONTEXT_LENGTH, Hyperparameters, RopeScaling
 from engine_service.models.rotary import cos_sin, rope_freq_factors, rotary_frequencies, rotary_table
+from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from tests.gguf_builder import tiny_llama
@@ -183,11 +184,11 @@ def test_factors_are_read_from_the_file(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "with.gguf", seed=1, tensors={"rope_freqs.weight": factors})
     tiny_llama(tmp_path / "without.gguf", seed=1)
     with GGUFReader(tmp_path / "with.gguf") as reader:
-        read = rope_freq_factors(reader, Hyperparameters.from_gguf(reader))
+        read = rope_freq_factors(reader, read_hyperparameters(reader))
     assert read is not None
     np.testing.assert_array_equal(read, factors)
     with GGUFReader(tmp_path / "without.gguf") as reader:
-        assert rope_freq_factors(reader, Hyperparameters.from_gguf(reader)) is None
+        assert rope_freq_factors(reader, read_hyperparameters(reader)) is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0, 0.5])
@@ -199,11 +200,11 @@ def test_factors_that_would_break_the_table_are_refused(bad: float, tmp_path: Pa
         GGUFReader(tmp_path / "bad.gguf") as reader,
         pytest.raises(ModelFileError, match=f"rope_freqs.weight is {bad}"),
     ):
-        rope_freq_factors(reader, Hyperparameters.from_gguf(reader))
+        rope_freq_factors(reader, read_hyperparameters(reader))
 
 
 def test_factors_of_another_type_are_refused(tmp_path: Path) -> None:
     """Only F32 factors are read."""
     tiny_llama(tmp_path / "half.gguf", seed=1, tensors={"rope_freqs.weight": np.ones(8, np.float16)})
     with GGUFReader(tmp_path / "half.gguf") as reader, pytest.raises(ModelFileError, match="is F16; must be F32"):
-        rope_freq_factors(reader, Hyperparameters.from_gguf(reader))
+        rope_freq_factors(reader, read_hyperparameters(reader))

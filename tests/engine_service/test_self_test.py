@@ -23,6 +23,7 @@ from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Weights
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
+from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import DeviceError
 from service_common.gguf_reader import GGUFReader
 from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named, model_kernels
@@ -186,7 +187,7 @@ def test_the_kernels_tested_are_the_model_s(
     model, tested = RecordingLibrary(device), RecordingLibrary(device)
     monkeypatch.setattr(Device, "run", Mock())
     with GGUFReader(tmp_path / "m.gguf") as reader:
-        hyperparameters = Hyperparameters.from_gguf(reader)
+        hyperparameters = read_hyperparameters(reader)
         load(model, reader, hyperparameters)
         kernels = ModelKernels.of(reader, hyperparameters, block_size=BLOCK_SIZE, kv_cache_type="f16", eog_ids=EOG_IDS)
         for _ in SelfTestCases(tested, kernels).differences():
