@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml requirements-test.lock
 	@$(PYTHON) -c 'import sys; sys.exit("CLForge needs Python 3.11 or later; this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (once; about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements-test.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements-test.lock
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 

@@ -23,9 +23,10 @@ def peer_python() -> Path:
     python = _VENV / "bin" / "python"
     if not (_VENV / ".installed").exists():
         print(f"building llama.cpp in {_VENV} (once; about ten minutes)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(_VENV)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(_VENV)], check=True, stdout=sys.stderr)
         packages = ["numpy", "gguf", "llama-cpp-python"]
-        subprocess.run([str(python), "-m", "pip", "install", "--no-binary=llama-cpp-python", *packages], check=True)
+        command = [str(python), "-m", "pip", "install", "--no-binary=llama-cpp-python", *packages]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         (_VENV / ".installed").touch()
     return python
 

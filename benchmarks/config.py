@@ -1,0 +1,34 @@
+"""What the bench, and the process that it measures our engine in, can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from service_common.options import option
+
+PAIRS, QUICK_PAIRS = 5, 3
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Options of the bench."""
+
+    model: Path | None = option(None, "Measure this GGUF file; default: the models of the bench", metavar="FILE")
+    pairs: int | None = option(None, f"Pairs of measurements; default: {PAIRS}, {QUICK_PAIRS} if quick", minimum=3)
+    quick: bool = option(False, "Leave out the decode of 8 sequences")
+    peer: bool = option(True, "Measure llama.cpp too, which is built first if need be")
+    threads: int | None = option(None, "CPU threads of either side; default: all that are usable", minimum=1)
+    json: Path | None = option(
+        None, "Where results go, with a page of tables beside it; default: benchmarks/results.json", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class OursConfig:
+    """Options of `python -m benchmarks.ours`, which the bench starts."""
+
+    model: Path = option(help="The GGUF file to measure", metavar="FILE")
+    threads: int = option(help="CPU threads", minimum=1)
+    context_length: int = option(help="Longest sequence", unit="tokens", minimum=1)
+    max_num_seqs: int = option(help="Sequences that are live at once", minimum=1)
