@@ -29,7 +29,6 @@ from service_common.resources import usable_cpus
 NO_DEVICE = "no OpenCL device found; install your device's driver, or for a CPU: pip install pocl-binary-distribution"
 
 _LEAST_FREE_BYTES = 32 << 20  # a driver dies when it cannot write a kernel
-_LEAST_FREE_BYTES = 32 << 20  # a driver dies when it cannot write a kernel
 _NO_DEVICE_INDEX = -1  # makes the child stop after listing
 _NUM_ITEMS = 64
 _TRIVIAL_KERNEL = "__kernel void trivial(__global int *x) { int i = get_global_id(0); x[i] = 3 * x[i] + 1; }"
