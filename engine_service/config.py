@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from service_common.errors import ConfigError
 from service_common.logging import LogFormat, LogLevel
 from service_common.options import option
 
@@ -49,3 +50,13 @@ class EngineConfig:
     insecure: bool = option(False, "Listen on an address that others can reach, without TLS or keys")
     log_format: LogFormat = option(LogFormat.AUTO, "How log lines look")
     log_level: LogLevel = option(LogLevel.INFO, "Least severe events that are logged")
+
+    def __post_init__(self) -> None:
+        """ConfigError for options that contradict each other or the kernels."""
+        if self.block_size % 8:
+            raise ConfigError(f"--block-size is {self.block_size}; it must be a multiple of 8")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens is {self.max_num_batched_tokens}; it must be at least --max-num-seqs, "
+                f"{self.max_num_seqs}, since each sequence of a step computes at least one token"
+            )
