@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import structlog
@@ -28,11 +29,14 @@ from service_common.addresses import bind, check_exposure, parse_address
 from service_common.errors import DeviceError, StartupError
 from service_common.gguf_reader import GGUFReader
 from service_common.health import Health
+from service_common.special_tokens import SpecialTokens
 from service_common.tokenizer_file import tokenizer_file, vocab_sha256
 
 if TYPE_CHECKING:
     from engine_service.compute.weights import Progress
     from engine_service.engine import Engine, EngineEvent
+
+_T = TypeVar("_T")
 
 _LOG_PROGRESS_SECONDS = 1.0
 _LATE_SECONDS = 60.0  # an engine that is busy with one turn for longer is not called ready
@@ -67,6 +71,7 @@ class EngineProcess:
         self._rpc_loop = asyncio.get_running_loop()
         self._loop = EngineLoop(self._load, self._deliver)
         self._shutdown = lifecycle.Shutdown()
+        SpecialTokens.from_gguf(reader)  # a file that is wrong is refused before anyone is told of this engine
         data = tokenizer_file(reader)
         self.server = EngineServer(TokenizerFile(data, vocab_sha256(data)), self._loop, Loading())
         self.health = Health(SERVICE)
@@ -86,11 +91,12 @@ class EngineProcess:
     async def _watch(self, address: str) -> None:
         """Announces the engine when it is loaded, then judges its health until its thread ends."""
         try:
-            await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
+            await _resolved(self._loop.loaded)
         except Exception as error:
-            if not isinstance(error, StartupError):
+            code = lifecycle.EXIT_STARTUP if isinstance(error, StartupError) else lifecycle.EXIT_FAILURE
+            if code == lifecycle.EXIT_FAILURE:
                 structlog.get_logger(__name__).critical("the model could not be loaded", exc_info=error)
-            self._shutdown.request("the model could not be loaded", lifecycle.EXIT_FAILURE)
+            self._shutdown.request("the model could not be loaded", code)
             return
         assert self._model is not None
         registry = RequestRegistry(self._loop, self._model)
@@ -103,8 +109,7 @@ class EngineProcess:
         while not self._loop.stopped.done():
             self.health.set_ready(self._loop.seconds_in_turn() < _LATE_SECONDS)
             with contextlib.suppress(TimeoutError):
-                stopped = asyncio.wrap_future(self._loop.stopped)
-                await asyncio.wait_for(asyncio.shield(stopped), _HEARTBEAT_SECONDS)
+                await asyncio.wait_for(_resolved(self._loop.stopped), _HEARTBEAT_SECONDS)
         if self._loop.stopped.exception() is not None:
             registry.fail_all("the engine failed; its log tells more")
             self._shutdown.request("the engine thread failed", lifecycle.EXIT_FAILURE)
@@ -143,3 +148,11 @@ class EngineProcess:
         assert serving is not None, "events come of requests, and those of a served model"
         with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody is left to tell
             self._rpc_loop.call_soon_threadsafe(serving.registry.deliver, events)
+
+
+async def _resolved(future: Future[_T]) -> _T:
+    """The result of a future of the engine thread. Giving up on it leaves the future alone, and asyncio silent about an
+    error that nobody waited for."""
+    wrapped = asyncio.wrap_future(future)
+    wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(wrapped)

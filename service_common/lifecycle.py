@@ -57,7 +57,8 @@ class Shutdown:
     def request(self, reason: str, exit_code: int = 0) -> None:
         """Asks for a drain, or if one is under way, for an end without waiting. The largest `exit_code` given wins."""
         self.exit_code = max(self.exit_code, exit_code)
-        structlog.get_logger(__name__).info("shutdown requested", reason=reason, again=self._requested.is_set())
+        if exit_code != EXIT_STARTUP:  # the one line that tells a user what is wrong stays alone
+            structlog.get_logger(__name__).info("shutdown requested", reason=reason, again=self._requested.is_set())
         (self._hurried if self._requested.is_set() else self._requested).set()
 
     async def requested(self) -> None:
