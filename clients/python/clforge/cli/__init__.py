@@ -36,14 +36,27 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 def main() -> None:
     """Runs the command of this process's arguments and ends the process; see exit_codes."""
+    _open_closed_streams()
     try:
         app(prog_name="clforge")
     except StartupError as error:
         exit_with(error)
-    except BrokenPipeError:
-        # Whoever read us has gone; without this Python would complain once more when it flushes at exit.
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.INTERRUPTED)
+    except OSError as error:
+        # Without this Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else whoever read us has gone
+            sys.stderr.write(f"clforge: {error.strerror or error}\n")
         sys.exit(exit_codes.FAILED)
+
+
+def _open_closed_streams() -> None:
+    """Gives standard streams that were closed (`>&-`) a file, since Python makes them None, and a socket that takes a
+    closed stream's number would get what is written there."""
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -42,8 +43,12 @@ def run_privately(engine: EngineConfig, generation: Generation) -> int:
 
 
 def _interruptible(generating: Coroutine[Any, Any, int]) -> int:
+    async def with_signals() -> int:
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # asyncio's own handler, which cancels us
+        return await generating
+
     try:
-        return asyncio.run(generating)
+        return asyncio.run(with_signals())
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
 
