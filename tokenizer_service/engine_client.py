@@ -35,6 +35,7 @@ T = TypeVar("T")
 ENGINE_SERVICE = "clforge.v1.EngineService"
 ANSWER_SECONDS = 10.0
 FIRST_RETRY_SECONDS = 0.1
+TELLING_RETRY_SECONDS = 0.8  # an engine that is away for less is not worth a line
 LAST_RETRY_SECONDS = 2.0
 
 
@@ -152,18 +153,20 @@ class EngineLink:
     async def run(self) -> None:
         """Connects, and connects again, until cancelled. ModelFileError if the engine's vocabulary cannot be used."""
         log = structlog.get_logger(__name__).bind(engine=self._name)
-        retry_seconds = FIRST_RETRY_SECONDS
+        retry_seconds, told = FIRST_RETRY_SECONDS, ""
         while True:
             try:
                 await self._connect()
                 log.info("engine connected")
-                retry_seconds = FIRST_RETRY_SECONDS
+                retry_seconds, told = FIRST_RETRY_SECONDS, ""
                 await self._converse()
                 error = self._unreachable("it has closed the stream")
             except (grpc.aio.AioRpcError, UnavailableError) as failure:
                 error = self._why(failure)
-            if self._down is None or str(self._down) != str(error):
+            # An engine that refuses to start is gone in a moment, and so are we: its own line shall stay alone.
+            if self._down is None or (retry_seconds >= TELLING_RETRY_SECONDS and str(error) != told):
                 log.warning("no engine", error=str(error))
+                told = str(error)
             self._lose(error)
             await asyncio.sleep(retry_seconds)
             retry_seconds = min(2 * retry_seconds, LAST_RETRY_SECONDS)
