@@ -14,6 +14,7 @@ import typer
 
 from benchmarks.config import OursConfig
 from benchmarks.protocol import BenchError, Timed, serve, tell
+from engine_service.compute.kv_plan import plan_for
 from engine_service.config import EngineConfig, KVCacheType
 from engine_service.host import first_contact
 from engine_service.models.tensor_table import read_hyperparameters
@@ -111,7 +112,8 @@ def open_ours(config: OursConfig) -> tuple[Ours, dict[str, Any]]:
             served = f"{reader.name} was trained for {hyperparameters.context_length} tokens"
             raise BenchError(f"{served}; the bench takes sequences of up to {config.context_length}")
         file_bytes = sum(tensor.nbytes for tensor in reader.tensors.values())
-        loaded = load_engine(engine_config, reader, hyperparameters, "", _progress_teller())
+        plan = plan_for(engine_config, reader, hyperparameters)
+        loaded = load_engine(engine_config, reader, hyperparameters, plan, "", _progress_teller())
     facts = {
         "vocab_size": loaded.model.vocab_size,
         "file_bytes": file_bytes,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import structlog
 
 from engine_service.compute.device import Device
-from engine_service.compute.kv_cache import KVCache, KVCachePlan, KVCacheShape, plan_kv_cache
+from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.kv_plan import KVCachePlan, shape_for
 from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.operations import Operations
@@ -23,10 +24,7 @@ from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel, numerics_id
 from service_common.gguf_reader import GGUFReader
-from service_common.resources import available_memory_bytes
 from service_common.special_tokens import SpecialTokens
-
-_KV_SHARE = 4  # the cache takes one part in so many of the memory that is free once the weights are loaded
 
 
 class LoadedEngine(NamedTuple):
@@ -37,7 +35,12 @@ class LoadedEngine(NamedTuple):
 
 
 def load_engine(
-    config: EngineConfig, reader: GGUFReader, hyperparameters: Hyperparameters, vocab_sha256: str, progress: Progress
+    config: EngineConfig,
+    reader: GGUFReader,
+    hyperparameters: Hyperparameters,
+    plan: KVCachePlan,
+    vocab_sha256: str,
+    progress: Progress,
 ) -> LoadedEngine:
     """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit."""
     device = Device.open(config.device)
@@ -46,7 +49,7 @@ def load_engine(
         reader, hyperparameters, block_size=config.block_size, kv_cache_type=config.kv_cache_type, eog_ids=eog_ids
     )
     library = choose_library(device, kernels, portable=config.portable_kernels)
-    plan, shape = _plan_cache(config, reader, hyperparameters)
+    shape = shape_for(config, hyperparameters)
     limits = StepLimits(
         max_tokens=config.max_num_batched_tokens,
         max_seqs=config.max_num_seqs,
@@ -86,28 +89,6 @@ def load_engine(
         context_length=plan.context_length,
     )
     return LoadedEngine(Engine(scheduler, runner), served)
-
-
-def _plan_cache(
-    config: EngineConfig, reader: GGUFReader, hyperparameters: Hyperparameters
-) -> tuple[KVCachePlan, KVCacheShape]:
-    shape = KVCacheShape(
-        num_layers=hyperparameters.num_layers,
-        num_kv_heads=hyperparameters.num_kv_heads,
-        head_dim=hyperparameters.head_dim,
-        block_size=config.block_size,
-        kv_cache_type=config.kv_cache_type,
-    )
-    weight_bytes = sum(tensor.nbytes for tensor in reader.tensors.values())
-    free_bytes = max(0, available_memory_bytes() - weight_bytes)
-    plan = plan_kv_cache(
-        shape,
-        budget_bytes=config.kv_cache_bytes or free_bytes // _KV_SHARE,
-        trained_context=hyperparameters.context_length,
-        wanted_context=config.context_length,
-        max_num_seqs=config.max_num_seqs,
-    )
-    return plan, shape
 
 
 def _scheduler_config(config: EngineConfig, plan: KVCachePlan) -> SchedulerConfig:

@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from clforge.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+from engine_service.compute.kv_plan import plan_for
 from engine_service.config import EngineConfig
 from engine_service.engine_loop import EngineLoop
 from engine_service.host import first_contact
@@ -67,6 +68,7 @@ class EngineProcess:
     def __init__(self, config: EngineConfig, reader: GGUFReader) -> None:
         self._config, self._reader = config, reader
         self._hyperparameters = read_hyperparameters(reader)
+        self._plan = plan_for(config, reader, self._hyperparameters)
         self._model: ServedModel | None = None
         self._rpc_loop = asyncio.get_running_loop()
         self._loop = EngineLoop(self._load, self._deliver)
@@ -121,7 +123,9 @@ class EngineProcess:
 
         sha256 = self.server.tokenizer_file.sha256
         try:
-            loaded = load_engine(self._config, self._reader, self._hyperparameters, sha256, self._progress())
+            loaded = load_engine(
+                self._config, self._reader, self._hyperparameters, self._plan, sha256, self._progress()
+            )
         except DeviceError as error:
             raise StartupError(str(error)) from error
         self._model = loaded.model

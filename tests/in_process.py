@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_service.compute.kv_plan import plan_for
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.config import EngineConfig
 from engine_service.engine import Engine
@@ -27,7 +28,9 @@ def engine(model: Path, **options: Any) -> Iterator[Engine]:
     """An engine with `model` loaded; `options` are those of EngineConfig."""
     config = EngineConfig(model=model, **options)
     with GGUFReader(model) as reader:
-        loaded = load_engine(config, reader, read_hyperparameters(reader), "", lambda done, total: None)
+        hyperparameters = read_hyperparameters(reader)
+        plan = plan_for(config, reader, hyperparameters)
+        loaded = load_engine(config, reader, hyperparameters, plan, "", lambda done, total: None)
         try:
             yield loaded.engine
         finally:

@@ -41,6 +41,7 @@ _ENGINE_ROWS = [
     {"compute.step_inputs", "compute.sampler"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
+    {"compute.kv_plan"},
     {"models.tensor_table"},
     {"models.hyperparameters"},
     {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},

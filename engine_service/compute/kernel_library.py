@@ -42,7 +42,10 @@ class KernelLibrary:
             building = self._building.setdefault(key, threading.Lock())
         with building:
             if key not in self._programs:
-                self._programs[key] = self._build(source, defines)
+                try:
+                    self._programs[key] = self._build(source, defines)
+                except DeviceError:  # may be a race for the driver's cache, which other processes use as well
+                    self._programs[key] = self._build(source, defines)
             return self._programs[key]
 
     def _build(self, source: str, defines: tuple[str, ...]) -> cl.Program:

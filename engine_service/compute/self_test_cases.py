@@ -14,7 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine_service.compute import self_test_reference as reference
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.kv_cache import ITEM_BYTES, KVCache, KVCacheShape
+from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.kv_plan import ITEM_BYTES, KVCacheShape
 from engine_service.compute.model_kernels import MatmulKind, ModelKernels
 from engine_service.compute.operations import Activations, Launch, Operations, QuantisedRows
 from engine_service.compute.quant_layouts import Layout, pack

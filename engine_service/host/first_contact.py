@@ -85,10 +85,13 @@ def prepare_environment(cache_dir: Path, threads: int | None = None) -> None:
 
 def default_cache_dir() -> Path:
     """The user's cache folder for us. ConfigError where the user has no home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clforge"
-    except RuntimeError as error:
-        raise ConfigError("the kernel cache has no place, since this user has no home; give --cache-dir") from error
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "clforge"
+    with contextlib.suppress(RuntimeError):
+        home = Path.home()
+        if home.is_absolute() and home != Path("/"):
+            return home / ".cache" / "clforge"
+    raise ConfigError("the kernel cache has no place, since this user has no home; give --cache-dir or XDG_CACHE_HOME")
 
 
 def check_cache_folder(cache_dir: Path) -> None:
@@ -101,18 +104,24 @@ def check_cache_folder(cache_dir: Path) -> None:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status, volume = cache_dir.stat(), os.statvfs(cache_dir)
         if status.st_uid != os.geteuid():
-            raise ConfigError(f"{folder} belongs to another user ({status.st_uid}); choose another --cache-dir")
+            raise ConfigError(
+                f"{folder} belongs to another user ({status.st_uid}); choose another with --cache-dir or XDG_CACHE_HOME"
+            )
         if status.st_mode & 0o022:
             raise ConfigError(f"{folder} can be written by other users; run: chmod 700 {cache_dir}")
         if volume.f_flag & os.ST_NOEXEC:
-            raise ConfigError(f"{folder} is on a volume mounted noexec; choose another --cache-dir")
+            raise ConfigError(
+                f"{folder} is on a volume mounted noexec; choose another with --cache-dir or XDG_CACHE_HOME"
+            )
         if volume.f_bavail * volume.f_frsize < _LEAST_FREE_BYTES:
             raise ConfigError(f"{folder} has less than {_LEAST_FREE_BYTES >> 20} MiB of free space; make room")
         with tempfile.TemporaryFile(dir=cache_dir):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(f"{folder} cannot be written: {reason}; choose another --cache-dir") from error
+        raise ConfigError(
+            f"{folder} cannot be written: {reason}; choose another with --cache-dir or XDG_CACHE_HOME"
+        ) from error
 
 
 def probe(device: int = 0, *, cache_dir: Path | None = None, timeout_seconds: float = 120.0) -> ProbeReport:

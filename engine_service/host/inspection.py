@@ -14,6 +14,7 @@ from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.gguf_tensors import TensorInfo
+from service_common.special_tokens import SpecialTokens
 
 T = TypeVar("T")
 
@@ -81,7 +82,9 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
 
 def _hyperparameters(reader: GGUFReader) -> tuple[Hyperparameters | None, str | None]:
     try:
-        return read_hyperparameters(reader), None
+        hyperparameters = read_hyperparameters(reader)
+        SpecialTokens.from_gguf(reader)
+        return hyperparameters, None
     except ModelFileError as error:
         return None, str(error)
 

@@ -195,7 +195,9 @@ def test_cache_of_another_user_is_refused(cache: Path) -> None:
 def test_cache_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     """A path below a file can never be a folder, for any user."""
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written: Not a directory; choose another --cache-dir"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be written: Not a directory; choose another with --cache-dir or XDG_CACHE_HOME"
+    ):
         check_cache_folder(tmp_path / "file/cache")
 
 

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from engine_service.compute import kernel_library, self_test
 from engine_service.compute.device import Device
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.kv_cache import KVCache, KVCacheShape
+from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.kv_plan import KVCacheShape
 from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.operations import Operations
 from engine_service.compute.sampler import Sampler

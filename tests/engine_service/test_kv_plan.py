@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_service.compute.kv_cache import KVCacheShape, plan_kv_cache
+from engine_service.compute.kv_plan import KVCacheShape, plan_kv_cache
 from service_common.errors import ConfigError
 
 SHAPE = KVCacheShape(num_layers=3, num_kv_heads=2, head_dim=20, block_size=16, kv_cache_type="f16")
