@@ -126,6 +126,10 @@ class RequestRegistry:
             raise InvalidArgumentError("stop.choice", choice, f"must be below n, which is {live.num_choices}")
         self._loop.post(lambda engine: engine.scheduler.stop(live.engine_id, choice, num_delivered))
 
+    def fail(self, live: ServedRequest, error: RequestError) -> None:
+        """Ends the request with `error`; its terminal updates follow."""
+        self._loop.post(lambda engine: engine.scheduler.abort(live.engine_id, error))
+
     def abandon(self, live: ServedRequest) -> None:
         """The reader is gone: ends the request and delivers nothing more."""
         self._remove(live)

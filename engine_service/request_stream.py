@@ -38,7 +38,7 @@ class RequestStream:
         self._close_if_done()
 
     def receive(self, message: GenerateTokensRequest) -> None:
-        """Acts on one message; whatever is wrong with it becomes the named request's terminal update.
+        """Acts on one message; whatever is wrong with it becomes the named request's terminal update, and its end.
 
         Raises the RequestError that ends the stream for what cannot be told so: a message that names no request, and a
         second Submit for a live one, whose end its terminal update would seem to be.
@@ -54,8 +54,8 @@ class RequestStream:
                 case "submit":
                     self._submit(message.submit)
                 case "credit":
-                    self._check_tokens(message.credit.tokens)
                     if live := self._find(request_id):
+                        self._check_tokens(message.credit.tokens)
                         self._registry.grant(live, message.credit.tokens)
                 case "cancel":
                     if live := self._find(request_id):
@@ -64,7 +64,10 @@ class RequestStream:
                     if live := self._find(request_id):
                         self._registry.stop(live, message.stop.choice, message.stop.num_delivered_tokens)
         except RequestError as error:
-            self._refuse(request_id, error)
+            if live := self._live.get(request_id):
+                self._registry.fail(live, error)
+            else:
+                self._refuse(request_id, error)
 
     def ended(self, live: ServedRequest) -> None:
         """All choices of `live` have had their terminal update."""

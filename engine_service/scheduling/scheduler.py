@@ -94,6 +94,10 @@ class Scheduler:
         """Ends all choices with CANCELLED. False, and nothing happens, where the request is not live."""
         return self._finish_request(request_id, FinishReason.CANCELLED, self._clock())
 
+    def abort(self, request_id: int, error: RequestError) -> bool:
+        """Ends all choices with ERROR. False, and nothing happens, where the request is not live."""
+        return self._finish_request(request_id, FinishReason.ERROR, self._clock(), error)
+
     def grant(self, request_id: int, tokens: int) -> bool:
         """Lets each choice generate `tokens` more. False, and nothing happens, where the request is not live."""
         if tokens < 1:
@@ -259,13 +263,15 @@ class Scheduler:
             message = f"no credit for {now - since:.3g} s; the limit is {timeout:g} s"
             self._finish(sequence, FinishReason.ERROR, now, error=ResourceExhaustedError(message, reason="NO_CREDIT"))
 
-    def _finish_request(self, request_id: int, reason: FinishReason, now: float) -> bool:
+    def _finish_request(
+        self, request_id: int, reason: FinishReason, now: float, error: RequestError | None = None
+    ) -> bool:
         live = self._requests.get(request_id)
         if live is None:
             return False
         for sequence in live.sequences:
             if sequence.state is not _FINISHED:
-                self._finish(sequence, reason, now)
+                self._finish(sequence, reason, now, error=error)
         return True
 
     def _finish(

@@ -153,6 +153,14 @@ def cancel(request_id: int) -> pb.GenerateTokensRequest:
     return message
 
 
+def stop(request_id: int, choice: int, num_delivered_tokens: int) -> pb.GenerateTokensRequest:
+    """An end of one choice."""
+    message = pb.GenerateTokensRequest()
+    message.stop.request_id, message.stop.choice = request_id, choice
+    message.stop.num_delivered_tokens = num_delivered_tokens
+    return message
+
+
 async def updates_of(call: Any) -> AsyncIterator[Update]:
     """The updates of a stream, one by one."""
     async for response in call:

@@ -22,6 +22,7 @@ from tests.engine_service.engine_server import (
     cancel,
     credit,
     engine_server,
+    stop,
     submit,
     updates_of,
 )
@@ -267,6 +268,27 @@ async def test_mistakes_about_a_request_are_told_in_band(running: RunningEngine)
     assert (await error_of(running, cancel(7)))[0] == "NOT_FOUND"
     assert (await error_of(running, submit(5, max_tokens=100), submit(3)))[0] == "ALREADY_EXISTS"
     assert (await error_of(running, submit(5, initial_credit=0), credit(5, 0)))[0] == "INVALID_ARGUMENT"
+    await running.until_empty()
+
+
+@pytest.mark.parametrize("mistake", [credit(5, 0), credit(5, 1 << 31), stop(5, 2, 0), stop(5, 0, 1 << 31)])
+async def test_a_mistake_about_a_live_request_ends_it(
+    running: RunningEngine, mistake: pb.GenerateTokensRequest
+) -> None:
+    """A bad Credit or Stop is the end of its request: one terminal update, right usage, and nothing after it."""
+    call = running.stub.GenerateTokens()
+    await call.write(submit(5, initial_credit=2))
+    updates: list[Update] = []
+    async for update in updates_of(call):
+        updates.append(update)
+        if len(updates) == 3:
+            for message in (mistake, credit(5, 5)):
+                await call.write(message)
+            await call.done_writing()
+    assert [update.WhichOneof("event") for update in updates] == ["accepted", "delta", "delta", "finished"]
+    assert [update.sequence for update in updates] == [0, 1, 2, 3]
+    assert updates[-1].finished.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert updates[-1].finished.usage.delivered_tokens == 2
     await running.until_empty()
 
 
