@@ -15,6 +15,8 @@ from service_common.errors import AlreadyExistsError, InvalidArgumentError, NotF
 from service_common.outbox import Outbox
 from service_common.status import to_status
 
+MAX_UNSENT_UPDATES = 4096  # then nothing more is read until the client reads
+
 
 class RequestStream:
     """The server's side of one stream."""
@@ -27,10 +29,14 @@ class RequestStream:
         self.outbox = Outbox()
 
     async def read(self, requests: AsyncIterator[GenerateTokensRequest]) -> None:
-        """Takes in the client's messages until it stops sending; the outbox closes when its last request has ended."""
+        """Takes in the client's messages until it stops sending; the outbox closes when its last request has ended.
+
+        A client that does not read is not listened to either, so that what it has yet to be told stays bounded.
+        """
         try:
             async for request in requests:
                 self.receive(request)
+                await self.outbox.room(MAX_UNSENT_UPDATES)
         except BaseException:
             self.outbox.close()
             raise

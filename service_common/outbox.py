@@ -21,6 +21,7 @@ class Outbox:
         self._open_deltas: dict[tuple[int, int], Update] = {}
         self._next_sequence: dict[tuple[int, int], int] = {}
         self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
         self._closed = False
 
     def accepted(self, request_id: int, accepted: Accepted) -> None:
@@ -55,6 +56,13 @@ class Outbox:
         """No more updates will come: `batches` ends once all are handed out."""
         self._closed = True
         self._changed.set()
+        self._taken.set()
+
+    async def room(self, limit: int) -> None:
+        """Returns when fewer than `limit` updates are unsent, or none will be any more."""
+        while len(self._unsent) >= limit and not self._closed:
+            self._taken.clear()
+            await self._taken.wait()
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +77,7 @@ class Outbox:
             if self._unsent:
                 batch, self._unsent = self._unsent, []
                 self._open_deltas.clear()
+                self._taken.set()
                 yield batch
             if self._closed and not self._unsent:
                 return

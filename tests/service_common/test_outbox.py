@@ -66,3 +66,22 @@ async def test_closing_ends_the_batches_after_the_last_update() -> None:
     outbox.close()
     assert len(await batches(outbox)) == 1
     assert outbox.is_empty
+
+
+async def test_there_is_room_again_when_a_batch_was_taken_or_none_will_come() -> None:
+    """Whoever fills the outbox can wait for its reader, and is not left waiting when it closes."""
+    outbox = Outbox()
+    await asyncio.wait_for(outbox.room(1), 1)
+    for _ in range(2):
+        outbox.delta(1, 0, delta(7))
+        outbox.finished(1, 0, Finished())
+        waiting = asyncio.create_task(outbox.room(2))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await anext(outbox.batches())
+        await asyncio.wait_for(waiting, 1)
+    outbox.finished(2, 0, Finished())
+    waiting = asyncio.create_task(outbox.room(1))
+    await asyncio.sleep(0)
+    outbox.close()
+    await asyncio.wait_for(waiting, 1)
