@@ -24,7 +24,8 @@ from clforge.v1.engine_pb2 import (
 )
 from clforge.v1.engine_pb2_grpc import EngineServiceStub
 from clforge.v1.generation_pb2 import GenerationParams, ModelInfo, Update
-from service_common.errors import RequestError, UnavailableError
+from service_common.errors import OutOfRangeError, RequestError, UnavailableError
+from service_common.rpc import MAX_MESSAGE_BYTES
 from service_common.status import as_request_error, from_rpc_error
 from tokenizer_service.outgoing import Outgoing
 from tokenizer_service.vocabulary import Vocabulary
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 ENGINE_SERVICE = "clforge.v1.EngineService"
 ANSWER_SECONDS = 10.0
+MAX_SUBMIT_BYTES = MAX_MESSAGE_BYTES - 64  # with room for what encloses it
 FIRST_RETRY_SECONDS = 0.1
 TELLING_RETRY_SECONDS = 0.8  # an engine that is away for less is not worth a line
 LAST_RETRY_SECONDS = 2.0
@@ -117,13 +119,22 @@ class EngineLink:
             raise (self._why(failure) if isinstance(error, UnavailableError) else error) from failure
 
     def submit(self, token_ids: Sequence[int], params: GenerationParams, sha256: str, sink: UpdateSink) -> int:
-        """Starts a request, and returns the link's number for it. UnavailableError when the link is down."""
+        """Starts a request, and returns the link's number for it.
+
+        UnavailableError when the link is down; OutOfRangeError for what one message cannot carry: to try it would cost
+        all requests their link.
+        """
         self.model_info()
         request_id = next(self._ids)
+        submit = TokenSubmit(request_id=request_id, token_ids=token_ids, params=params, vocab_sha256=sha256)
+        num_bytes = submit.ByteSize()
+        if num_bytes > MAX_SUBMIT_BYTES:
+            raise OutOfRangeError(
+                f"the request takes {num_bytes} bytes on its way to the engine; at most {MAX_SUBMIT_BYTES} are taken",
+                reason="REQUEST_TOO_LARGE",
+            )
         self._sinks[request_id] = sink
-        self._outgoing.submit(
-            TokenSubmit(request_id=request_id, token_ids=token_ids, params=params, vocab_sha256=sha256)
-        )
+        self._outgoing.submit(submit)
         return request_id
 
     def grant(self, request_id: int, tokens: int) -> None:
