@@ -19,6 +19,7 @@ from engine_service.request_registry import RequestRegistry
 from engine_service.request_stream import RequestStream
 from engine_service.served_model import ServedModel
 from service_common.errors import UnavailableError, UnimplementedError
+from service_common.outbox import split
 
 SERVICE = "clforge.v1.EngineService"
 TOKENIZER_CHUNK_BYTES = 1 << 20
@@ -81,7 +82,8 @@ class EngineServer(EngineServiceServicer):
         reader = asyncio.create_task(stream.read(request_iterator))
         try:
             async for updates in stream.outbox.batches():
-                yield pb.GenerateTokensResponse(updates=updates)
+                for part in split(updates):
+                    yield pb.GenerateTokensResponse(updates=part)
             if reader.done():
                 reader.result()
         finally:

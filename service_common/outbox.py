@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from clforge.v1.generation_pb2 import Accepted, Delta, Finished, Update
+
+MAX_BATCH_BYTES = 1 << 20  # well below the 4 MiB that gRPC clients take by default
+MAX_DELTA_TOKENS = 512  # of one update, so that its log-probabilities do not make it larger than a batch either
 
 
 class Outbox:
     """Collects updates from one event loop's callbacks and hands them to that loop's one writer in batches.
 
-    A delta for a choice whose last unsent update is a delta is merged into it, so that a slow reader costs one message
-    however many steps went by; what is held is bounded by the requests' credit. Sequence numbers count what is sent:
-    per choice from 0, without gaps.
+    A delta for a choice whose last unsent update is a delta is merged into it, up to MAX_DELTA_TOKENS, so that a slow
+    reader costs few messages however many steps went by; what is held is bounded by the requests' credit. Sequence
+    numbers count what is sent: per choice from 0, without gaps.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,7 @@ class Outbox:
     def delta(self, request_id: int, choice: int, delta: Delta) -> None:
         """More output of a choice."""
         waiting = self._open_deltas.get((request_id, choice))
-        if waiting is not None:
+        if waiting is not None and waiting.delta.num_tokens < MAX_DELTA_TOKENS:
             waiting.delta.text += delta.text
             waiting.delta.token_ids.extend(delta.token_ids)
             waiting.delta.num_tokens += delta.num_tokens
@@ -88,3 +91,18 @@ class Outbox:
         self._next_sequence[key] = update.sequence + 1
         self._unsent.append(update)
         self._changed.set()
+
+
+def split(updates: Iterable[Update], max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Update]]:
+    """The updates in order, in lists that are as long as `max_bytes` allows; a larger update is alone in its list."""
+    part: list[Update] = []
+    num_bytes = 0
+    for update in updates:
+        size = update.ByteSize()
+        if part and num_bytes + size > max_bytes:
+            yield part
+            part, num_bytes = [], 0
+        part.append(update)
+        num_bytes += size
+    if part:
+        yield part

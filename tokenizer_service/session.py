@@ -8,19 +8,18 @@ and a second submit under the id of a live request, where an in-band answer woul
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Finished, Update
 from clforge.v1.tokenizer_pb2 import GenerateTextRequest, TextSubmit
 from service_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, RequestError
-from service_common.outbox import Outbox
+from service_common.outbox import Outbox, split
 from service_common.status import to_status
 from tokenizer_service.generation import Generation
 from tokenizer_service.validation import check_credit
 
 MAX_UNTOLD_REFUSALS = 256  # then nothing more is read until the client reads
-MAX_BATCH_BYTES = 1 << 20  # well below the 4 MiB that gRPC clients take by default
 
 
 class Admission(Protocol):
@@ -174,18 +173,3 @@ class Session:
 
     def _live(self) -> list[Generation]:
         return [generation for generation in self._requests.values() if not generation.ended]
-
-
-def split(updates: Iterable[Update], max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Update]]:
-    """The updates in order, in lists that are as long as `max_bytes` allows; a larger update is alone in its list."""
-    part: list[Update] = []
-    num_bytes = 0
-    for update in updates:
-        size = update.ByteSize()
-        if part and num_bytes + size > max_bytes:
-            yield part
-            part, num_bytes = [], 0
-        part.append(update)
-        num_bytes += size
-    if part:
-        yield part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Accepted, Delta, Finished, Update
-from service_common.outbox import Outbox
+from service_common.outbox import MAX_DELTA_TOKENS, Outbox
 
 
 def delta(*token_ids: int) -> Delta:
@@ -33,6 +33,18 @@ async def test_a_late_writer_gets_one_delta_per_choice() -> None:
         (0, 2, []),
     ]
     assert batch[1].delta.num_tokens == 5
+
+
+async def test_a_delta_does_not_grow_without_end() -> None:
+    """Merging stops at MAX_DELTA_TOKENS, so that no update is too large for a message; nothing is lost (CLI-2)."""
+    outbox = Outbox()
+    for token_id in range(2 * MAX_DELTA_TOKENS + 1):
+        outbox.delta(1, 0, delta(token_id))
+    outbox.close()
+    [batch] = await batches(outbox)
+    assert [update.delta.num_tokens for update in batch] == [MAX_DELTA_TOKENS, MAX_DELTA_TOKENS, 1]
+    assert [update.sequence for update in batch] == [0, 1, 2]
+    assert [token for update in batch for token in update.delta.token_ids] == list(range(2 * MAX_DELTA_TOKENS + 1))
 
 
 async def test_what_was_handed_out_is_not_changed_by_what_follows() -> None:

@@ -25,6 +25,7 @@ from clforge.v1.generation_pb2 import (
     Update,
 )
 from service_common.errors import Code
+from service_common.outbox import split
 from tests.tokenizer_service.fake_engine import byte_tokens
 from tests.tokenizer_service.tokenizer_world import (
     LARGE,
@@ -36,7 +37,7 @@ from tests.tokenizer_service.tokenizer_world import (
     failure,
     world,
 )
-from tokenizer_service.session import MAX_UNTOLD_REFUSALS, split
+from tokenizer_service.session import MAX_UNTOLD_REFUSALS
 
 NUM_TOKENS = len(TEXT)
 FAMILY = "\N{FAMILY}é€"
