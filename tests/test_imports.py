@@ -26,7 +26,7 @@ _MAY_IMPORT = {
 
 # The engine's modules from the RPCs down to the device; a module imports only from rows below its own.
 _ENGINE_ROWS = [
-    {"__main__", "host.doctor", "host.inspection"},
+    {"__main__", "host.doctor", "host.inspection", "compute.check_device"},
     {"process"},
     {"server"},
     {"request_stream"},

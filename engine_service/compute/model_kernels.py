@@ -8,7 +8,8 @@ from typing import NamedTuple, Self
 
 from engine_service.compute.operations import AttentionShape
 from engine_service.compute.quant_layouts import Layout, layout_for
-from engine_service.models.hyperparameters import Hyperparameters
+from engine_service.models.families import RopeStyle
+from engine_service.models.hyperparameters import Hyperparameters, RopeScaling
 from service_common.gguf_reader import GGUFReader
 
 _BIASED = ("attn_q", "attn_k", "attn_v")  # roles whose products get the model's biases, if it has any
@@ -81,3 +82,36 @@ class ModelKernels:
             for layout in layouts
         }
         return sorted(kinds, key=lambda kind: (kind.name, kind.has_bias, kind.adds_to_y))
+
+
+def small_model_kernels(
+    layouts: Mapping[str, tuple[Layout, ...]],
+    *,
+    num_heads: int = 6,
+    num_kv_heads: int = 2,
+    head_dim: int = 12,
+    rope_style: RopeStyle = "adjacent",
+    attention_bias: bool = True,
+    block_size: int = 8,
+    kv_cache_type: str = "f16",
+) -> ModelKernels:
+    """The kernels of a small llama with `layouts` by role, as in ModelKernels; its other sizes do not matter."""
+    hyperparameters = Hyperparameters(
+        architecture="llama",
+        num_layers=1,
+        hidden_size=64,
+        ffn_size=64,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=64,
+        context_length=64,
+        rms_norm_eps=1e-5,
+        rope_style=rope_style,
+        rope_base=10000.0,
+        rope_dim=head_dim,
+        rope_scaling=RopeScaling(),
+        attention_bias=attention_bias,
+        tied_embeddings=False,
+    )
+    return ModelKernels(hyperparameters, layouts, block_size, kv_cache_type, eog_ids=(1, 2))

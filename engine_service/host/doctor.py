@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from engine_service.host import linker
-from engine_service.host.first_contact import NO_DEVICE, ProbeReport, check_cache_folder, default_cache_dir, probe
+from engine_service.host.first_contact import (
+    NO_DEVICE,
+    ProbeReport,
+    check_cache_folder,
+    child_environment,
+    default_cache_dir,
+    probe,
+)
 from service_common.errors import ConfigError
 from service_common.resources import available_memory_bytes, cpu_quota, usable_cpus
 
 _LITTLE_MEMORY_BYTES = 2 << 30
+_SELF_TEST_SECONDS = 180  # nearly all of it compiling, and only the first time
 
 
 class Level(StrEnum):
@@ -47,7 +57,7 @@ def examine(device: int = 0, cache_dir: Path | None = None) -> Iterator[Finding]
     yield from _drivers(report)
     if report.devices:
         yield _linker(report)
-        yield _self_test(report, device)
+        yield _self_test(report, device, usable_folder)
     yield _threads()
     yield _memory()
 
@@ -70,10 +80,27 @@ def _linker(report: ProbeReport) -> Finding:
     return Finding("linker", Level.OK, report.linker.description)
 
 
-def _self_test(report: ProbeReport, device: int) -> Finding:
+def _self_test(report: ProbeReport, device: int, cache_dir: Path | None) -> Finding:
     if report.failure is not None:
         return Finding("self-test", Level.FAIL, report.failure)
-    return Finding("self-test", Level.OK, f"device {device} built, launched and computed a trivial kernel")
+    trivial = f"device {device} built, launched and computed a trivial kernel"
+    if cache_dir is None:
+        return Finding("self-test", Level.WARN, f"{trivial}; the others need the cache folder")
+    environment = child_environment(cache_dir, report.linker)
+    command = [sys.executable, "-P", "-m", "engine_service.compute.check_device", str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_SELF_TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        hint = f"the kernels gave no result within {_SELF_TEST_SECONDS} s; update the driver, or choose another device"
+        return Finding("self-test", Level.FAIL, hint)
+    match done.stdout.strip():
+        case "native":
+            return Finding("self-test", Level.OK, f"every kernel on device {device} computes what numpy does")
+        case "portable":
+            wrong = f"native kernels are wrong on device {device}, portable ones right: slower; update the driver"
+            return Finding("self-test", Level.WARN, wrong)
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding("self-test", Level.FAIL, f"{reason}; update the driver, or choose another device")
 
 
 def _threads() -> Finding:

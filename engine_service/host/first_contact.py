@@ -170,10 +170,16 @@ def _failure(child: _ChildReport, device: int) -> str | None:
     return None if child.launched else f"{name}: a trivial kernel computes wrong results; choose another --device"
 
 
+def child_environment(cache_dir: Path, choice: Linker) -> dict[str, str]:
+    """The environment of a process that uses the device, with its kernels in `cache_dir` and linked by `choice`."""
+    environment = os.environ | _cache_variables(cache_dir)
+    environment["PATH"] = choice.search_path(environment.get("PATH", ""))
+    return environment
+
+
 def _run_child(device: int, choice: Linker, kernel_cache: Path, timeout_seconds: float) -> _ChildReport:
     report = kernel_cache / "report"
-    environment = os.environ | _cache_variables(kernel_cache)
-    environment["PATH"] = choice.search_path(environment.get("PATH", ""))
+    environment = child_environment(kernel_cache, choice)
     command = [sys.executable, "-P", "-m", "engine_service.host.first_contact", str(device), str(report)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=timeout_seconds, check=False)

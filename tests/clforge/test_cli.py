@@ -19,6 +19,7 @@ import pytest
 
 from clforge import cli
 from clforge.cli import exit_codes
+from clforge.cli.child import Child
 from clforge.cli.generate import summary
 from clforge.events import Finished, FinishReason, Timings, Usage
 from clforge.v1 import generation_pb2
@@ -444,3 +445,16 @@ def test_inspect_refuses_what_is_no_model(
     assert (ended.code, ended.out) == (exit_codes.USAGE, "")
     assert ended.err.count("\n") == 1
     assert str(tmp_path / "junk") in ended.err
+
+
+async def test_a_child_that_does_not_end_is_killed_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` says whether a child ended by itself, so that `serve` can fail for one that had to be killed."""
+    for name, ending in (("stubborn", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"), ("mild", "pass")):
+        program = f"import signal, time\n{ending}\nprint('ready x', flush=True)\ntime.sleep(60)\n"
+        (tmp_path / f"{name}.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name, by_itself in (("stubborn", False), ("mild", True)):
+        child = await Child.start(name, name, [])
+        assert await child.announced() == "x"
+        assert await child.stop(0.3) is by_itself
+        assert await child.ended() != 0

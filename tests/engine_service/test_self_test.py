@@ -15,7 +15,7 @@ from engine_service.compute.device import Device
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.kv_cache import KVCache
 from engine_service.compute.kv_plan import KVCacheShape
-from engine_service.compute.model_kernels import ModelKernels
+from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
 from engine_service.compute.operations import Operations
 from engine_service.compute.sampler import Sampler
 from engine_service.compute.self_test import TOLERANCE, SelfTestError, choose_library
@@ -27,13 +27,13 @@ from engine_service.models.llama import LlamaModel
 from engine_service.models.tensor_table import read_hyperparameters
 from service_common.errors import DeviceError
 from service_common.gguf_reader import GGUFReader
-from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named, model_kernels
+from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named
 from tests.gguf_builder import tiny_llama
 
 BLOCK_SIZE, EOG_IDS = 16, (2,)
 
 # One layout a role, so that little is built; every kernel occurs.
-KERNELS = model_kernels(in_all_roles(layout_named("F32")) | {"attn_output": (layout_named("Q8_0"),)})
+KERNELS = small_model_kernels(in_all_roles(layout_named("F32")) | {"attn_output": (layout_named("Q8_0"),)})
 SOURCES = ["gather", "rms_norm", "matmul_float", "matmul_quant", "rope_kv_write", "attention", "quantize", "swiglu"]
 SOURCES.append("sample")
 
@@ -101,13 +101,13 @@ def choose(monkeypatch: pytest.MonkeyPatch, native: KernelLibrary, portable: Ker
 def test_good_native_kernels_pass_in_every_layout(libraries: Libraries) -> None:
     """Matmuls of all eleven layouts, and gathers of one float and one quantised layout, are within the tolerance."""
     embeddings = {"token_embd": (layout_named("BF16"), layout_named("Q5_K"))}
-    self_test.self_test(libraries.native, model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
+    self_test.self_test(libraries.native, small_model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
 
 
 @pytest.mark.parametrize("kind", Libraries._fields)
 def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str) -> None:
     """Both libraries with the rotation of halves, without biases, with an f32 cache of large blocks."""
-    kernels = model_kernels(
+    kernels = small_model_kernels(
         in_all_roles(layout_named("Q6_K")) | {"ffn_down": (layout_named("F16"),)},
         num_heads=4,
         num_kv_heads=4,

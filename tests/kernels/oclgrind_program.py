@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from engine_service.compute.device import Device, list_devices
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.model_kernels import ModelKernels
+from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
 from engine_service.compute.self_test import TOLERANCE
 from engine_service.compute.self_test_cases import CHUNKS, SelfTestCases
-from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named, model_kernels
+from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named
 
 Chunks = tuple[tuple[int, int], ...]
 
@@ -48,22 +48,22 @@ class HashingDevice(Device):
 
 def short_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
     """Every source, layout and variant of an operation at least once."""
-    yield model_kernels(dealt_out(ALL_LAYOUTS)), ((260, 1), (0, 3), (6, 1))
+    yield small_model_kernels(dealt_out(ALL_LAYOUTS)), ((260, 1), (0, 3), (6, 1))
     f32_only = in_all_roles(_F32)
-    yield model_kernels(f32_only, head_dim=10, rope_style="halves", block_size=24, kv_cache_type="f32"), ((9, 9),)
+    yield small_model_kernels(f32_only, head_dim=10, rope_style="halves", block_size=24, kv_cache_type="f32"), ((9, 9),)
 
 
 def full_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
     """Every variant of every kernel, then shapes of attention and batches around the tiles' sizes."""
     yield from short_cases()
-    yield model_kernels(in_all_roles(*ALL_LAYOUTS)), CHUNKS
+    yield small_model_kernels(in_all_roles(*ALL_LAYOUTS)), CHUNKS
     f32_and_q8_0 = in_all_roles(_F32, _Q8_0)
     for num_tokens in (1, 2, 3, 4, 5, 7, 8, 9, 17):
-        yield model_kernels(f32_and_q8_0), ((0, num_tokens),)
+        yield small_model_kernels(f32_and_q8_0), ((0, num_tokens),)
     heads = ((1, 1, 2), (3, 1, 8), (14, 2, 64), (4, 4, 80), (5, 1, 128))
     caches = ((8, "f16"), (24, "f32"), (256, "f16"))
     for (num_heads, num_kv_heads, head_dim), (block_size, kv_cache_type) in product(heads, caches):
-        kernels = model_kernels(
+        kernels = small_model_kernels(
             in_all_roles(_F32),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,

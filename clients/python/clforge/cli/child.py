@@ -49,16 +49,19 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
-    async def stop(self, seconds: float) -> None:
-        """Interrupts it and returns when it has ended; it is killed when that takes longer than `seconds`."""
+    async def stop(self, seconds: float) -> bool:
+        """Interrupts it and returns when it has ended: whether by itself, or killed after `seconds`."""
         self.interrupt()
+        by_itself = True
         try:
             await asyncio.wait_for(self._process.wait(), seconds)
         except TimeoutError:
+            by_itself = False
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
         await self._reader
+        return by_itself
 
     async def _read(self) -> None:
         assert self._process.stdout is not None

@@ -41,6 +41,7 @@ class LocalServer:
     def __init__(self, engine: EngineConfig, tokenizer: TokenizerConfig) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self._starting: list[asyncio.Task[Child]] = []
+        self.had_to_kill = False
 
     async def start(self) -> str:
         """Returns the address to connect to, when the first request can be served."""
@@ -66,7 +67,7 @@ class LocalServer:
         seconds = self._tokenizer.drain_seconds + FLUSH_SECONDS + KILL_SECONDS
         for task in reversed(self._starting):
             child = await task
-            await child.stop(seconds)
+            self.had_to_kill |= not await child.stop(seconds)
 
     async def _start_child(self, name: str, module: str, arguments: list[str]) -> Child:
         # Shielded and kept, so that a child whose start was given up is stopped all the same.

@@ -32,7 +32,7 @@ async def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> int:
                 failure.print()
                 code = failure.exit_code
         hurrying.cancel()
-    return code
+    return exit_codes.FAILED if code == exit_codes.OK and server.had_to_kill else code
 
 
 async def _until_requested(server: LocalServer, shutdown: Shutdown) -> None:
