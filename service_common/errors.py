@@ -8,7 +8,9 @@ ClforgeError
 └── RequestError          one request failed; carries a status code for the wire
     ├── InvalidArgumentError, OutOfRangeError, NotFoundError, AlreadyExistsError, FailedPreconditionError
     ├── ResourceExhaustedError, UnavailableError      may say when to come back
-    └── UnimplementedError, InternalError
+    ├── UnimplementedError, InternalError
+    └── CancelledRequestError, DeadlineExceededError, UnauthenticatedError, PermissionDeniedError, UnknownError
+                              what a peer's status may say
 """
 
 from __future__ import annotations
@@ -142,3 +144,33 @@ class InternalError(RequestError):
     """A broken invariant of our own."""
 
     code = Code.INTERNAL
+
+
+class CancelledRequestError(RequestError):
+    """The other side cancelled."""
+
+    code = Code.CANCELLED
+
+
+class DeadlineExceededError(RequestError):
+    """Time ran out."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class UnauthenticatedError(RequestError):
+    """The caller did not say who it is."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDeniedError(RequestError):
+    """The caller may not do this."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class UnknownError(RequestError):
+    """A peer failed in a way that its status does not tell."""
+
+    code = Code.UNKNOWN

@@ -19,16 +19,20 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service_common.errors import (
     AlreadyExistsError,
-    Code,
+    CancelledRequestError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     RequestError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+    UnknownError,
 )
 
 DOMAIN = "clforge.v1"
@@ -36,36 +40,6 @@ MAX_MESSAGE_CHARACTERS = 1024  # a status travels in HTTP/2 headers, which peers
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class CancelledRequestError(RequestError):
-    """The other side cancelled."""
-
-    code = Code.CANCELLED
-
-
-class DeadlineExceededError(RequestError):
-    """Time ran out."""
-
-    code = Code.DEADLINE_EXCEEDED
-
-
-class UnauthenticatedError(RequestError):
-    """The caller did not say who it is."""
-
-    code = Code.UNAUTHENTICATED
-
-
-class PermissionDeniedError(RequestError):
-    """The caller may not do this."""
-
-    code = Code.PERMISSION_DENIED
-
-
-class UnknownError(RequestError):
-    """A peer failed in a way that its status does not tell."""
-
-    code = Code.UNKNOWN
 
 
 _ERRORS: dict[int, type[RequestError]] = {

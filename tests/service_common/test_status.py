@@ -18,9 +18,10 @@ from service_common.errors import (
     RequestError,
     ResourceExhaustedError,
     UnavailableError,
+    UnknownError,
 )
 from service_common.rpc import make_server
-from service_common.status import MAX_MESSAGE_CHARACTERS, UnknownError, from_rpc_error, from_status, to_status
+from service_common.status import MAX_MESSAGE_CHARACTERS, from_rpc_error, from_status, to_status
 
 
 def test_status_carries_reason_field_and_delay() -> None:
