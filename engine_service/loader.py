@@ -78,17 +78,22 @@ def load_engine(
         num_parameters=sum(tensor.num_elements for tensor in reader.tensors.values()),
         device=device.name,
     )
+    _log_loaded(served, cache)
+    return LoadedEngine(Engine(scheduler, runner), served)
+
+
+def _log_loaded(served: ServedModel, cache: KVCache) -> None:
+    """The arithmetic of the memory that is now taken."""
     structlog.get_logger(__name__).info(
         "model loaded",
         model=served.name,
-        device=device.name,
-        weight_bytes=weights.device_bytes,
+        device=served.device,
+        weight_bytes=served.weight_bytes,
         kv_cache_bytes=cache.nbytes,
-        kv_blocks=plan.num_blocks,
-        block_bytes=shape.block_bytes,
-        context_length=plan.context_length,
+        kv_blocks=cache.num_blocks,
+        block_bytes=cache.shape.block_bytes,
+        context_length=served.context_length,
     )
-    return LoadedEngine(Engine(scheduler, runner), served)
 
 
 def _scheduler_config(config: EngineConfig, plan: KVCachePlan) -> SchedulerConfig:
