@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_STDERR = 2
 _LOG_PROGRESS_SECONDS = 1.0
 _LATE_SECONDS = 60.0  # an engine that is busy with one turn for longer is not called ready
 _HEARTBEAT_SECONDS = 1.0
@@ -82,13 +85,27 @@ class EngineProcess:
         """Loads, serves, drains; returns the exit code. Raises the StartupError that kept the model from loading."""
         self._loop.start()
         watcher = asyncio.create_task(self._watch(address))
+        stderr = os.dup(_STDERR)
+        hushing = asyncio.create_task(self._hush_compiler())
         drain_seconds = self._config.drain_seconds
         await lifecycle.serve(server, self.health, self.server, self._shutdown, drain_seconds=drain_seconds)
         watcher.cancel()
+        hushing.cancel()
         await asyncio.to_thread(self._loop.close)
+        os.dup2(stderr, _STDERR)
         if self._loop.loaded.done() and isinstance(error := self._loop.loaded.exception(), StartupError):
             raise error
         return self._shutdown.exit_code
+
+    async def _hush_compiler(self) -> None:
+        """Silences standard error when the process is to end before it has loaded.
+
+        A signal makes LLVM delete the file that it is writing, in PoCL in this very process, and then complain of its
+        absence there, without context. The log has told by then why the process ends.
+        """
+        await self._shutdown.requested()
+        if not self._loop.loaded.done():
+            _silence_stderr()
 
     async def _watch(self, address: str) -> None:
         """Announces the engine when it is loaded, then judges its health until its thread ends."""
@@ -152,6 +169,11 @@ class EngineProcess:
         assert serving is not None, "events come of requests, and those of a served model"
         with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody is left to tell
             self._rpc_loop.call_soon_threadsafe(serving.registry.deliver, events)
+
+
+def _silence_stderr() -> None:
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), _STDERR)
 
 
 async def _resolved(future: Future[_T]) -> _T:
