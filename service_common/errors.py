@@ -7,6 +7,7 @@ ClforgeError
 ├── DeviceError           an OpenCL operation failed: operation, code, parameters
 └── RequestError          one request failed; carries a status code for the wire
     ├── InvalidArgumentError, OutOfRangeError, NotFoundError, AlreadyExistsError, FailedPreconditionError
+    │   └── ChatTemplateError  (an InvalidArgumentError) what a chat template says, or the limit that it broke
     ├── ResourceExhaustedError, UnavailableError      may say when to come back
     ├── UnimplementedError, InternalError
     └── CancelledRequestError, DeadlineExceededError, UnauthenticatedError, PermissionDeniedError, UnknownError
@@ -96,6 +97,16 @@ class InvalidArgumentError(RequestError):
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         super().__init__(f"{field} is {_shown(value)}; {limit}", reason="BAD_PARAMETER", field=field)
+
+
+class ChatTemplateError(InvalidArgumentError):
+    """The model's chat template cannot render the conversation: it refuses it, it is wrong, or it broke a limit.
+
+    INVALID_ARGUMENT for limits too: the same conversation would break them again, however idle the server is.
+    """
+
+    def __init__(self, message: str, *, field: str, reason: str = "CHAT_TEMPLATE") -> None:
+        RequestError.__init__(self, message, reason=reason, field=field)
 
 
 class OutOfRangeError(RequestError):

@@ -15,6 +15,7 @@ from service_common.lifecycle import EXIT_FAILURE, Shutdown, announce_ready, run
 from service_common.logging import configure_logging
 from service_common.options import command
 from service_common.rpc import make_channel, make_server
+from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.config import TokenizerConfig
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
@@ -43,12 +44,13 @@ async def main(config: TokenizerConfig) -> int:
     check_exposure(address, insecure=config.insecure)
     check_target(engine, insecure=config.insecure)
     server, health, shutdown, encoder = make_server(), Health(SERVICE), Shutdown(), Encoder()
+    chat_encoder = ChatEncoder(encoder, max_prompt_bytes=config.max_prompt_bytes)
     ready = Readiness(health)
     async with make_channel(engine) as channel:
         link = EngineLink(channel, name=str(engine), on_ready=ready)
         limits = config.max_live_requests, config.max_prompt_bytes
-        sessions = Sessions(link, encoder, max_live_requests=limits[0], max_prompt_bytes=limits[1])
-        service = TokenizerServer(link, sessions, encoder, max_prompt_bytes=config.max_prompt_bytes)
+        sessions = Sessions(link, encoder, chat_encoder, max_live_requests=limits[0], max_prompt_bytes=limits[1])
+        service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=config.max_prompt_bytes)
         add_TokenizerServiceServicer_to_server(service, server)
         health.add_to_server(server)
         ready.address = bind(server, address)
@@ -59,6 +61,7 @@ async def main(config: TokenizerConfig) -> int:
         await serve(server, health, sessions, shutdown, drain_seconds=config.drain_seconds)
         connection.remove_done_callback(end_early)
         encoder.close()
+        await chat_encoder.close()
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await connection

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
@@ -28,8 +27,7 @@ from service_common.errors import OutOfRangeError, RequestError, UnavailableErro
 from service_common.rpc import MAX_MESSAGE_BYTES
 from service_common.status import as_request_error, from_rpc_error
 from tokenizer_service.outgoing import Outgoing
-from tokenizer_service.vocabulary import Vocabulary
-from tokenizer_service.vocabulary_fetch import fetch_vocabulary
+from tokenizer_service.vocabulary_fetch import EncodingVocabulary, fetch_vocabulary
 
 T = TypeVar("T")
 
@@ -49,14 +47,6 @@ class UpdateSink(Protocol):
 
     def on_lost(self, error: RequestError) -> None:
         """The request is over, with this error: the link broke, or `on_update` raised. Nothing more comes."""
-
-
-@dataclass(frozen=True)
-class EncodingVocabulary:
-    """A vocabulary and the name under which submits carry it."""
-
-    vocabulary: Vocabulary
-    sha256: str
 
 
 class EngineLink:
@@ -168,7 +158,8 @@ class EngineLink:
         while True:
             try:
                 await self._connect()
-                log.info("engine connected")
+                template = "fallback" if self.encoding().chat_template.is_fallback else "the model's"
+                log.info("engine connected", chat_template=template)
                 retry_seconds, told = FIRST_RETRY_SECONDS, ""
                 await self._converse()
                 error = self._unreachable("it has closed the stream")
@@ -210,7 +201,7 @@ class EngineLink:
             watch.cancel()
 
     async def _fetch_vocabulary(self) -> None:
-        self._encoding = EncodingVocabulary(*await fetch_vocabulary(self.stub))
+        self._encoding = await fetch_vocabulary(self.stub)
         structlog.get_logger(__name__).info("vocabulary fetched", sha256=self._encoding.sha256)
 
     async def _fetch_model_info(self) -> ModelInfo:

@@ -19,10 +19,12 @@ from clforge.v1.tokenizer_pb2 import TextSubmit
 from service_common.errors import Code, InvalidArgumentError, RequestError
 from service_common.outbox import Outbox
 from service_common.status import to_status
+from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.choice import Choice
 from tokenizer_service.credit import CreditWindow
 from tokenizer_service.encoder import Encoder
-from tokenizer_service.engine_client import EncodingVocabulary, EngineLink
+from tokenizer_service.engine_client import EngineLink
+from tokenizer_service.vocabulary_fetch import EncodingVocabulary
 
 
 class Generation:
@@ -37,13 +39,15 @@ class Generation:
         submit: TextSubmit,
         link: EngineLink,
         encoder: Encoder,
+        chat_encoder: ChatEncoder,
         outbox: Outbox,
         on_ended: Callable[[Generation], None],
     ) -> None:
         """`submit` has been checked and is the generation's from now on. `on_ended` hears of the last update once."""
         self.request_id = submit.request_id
         self.ended = False
-        self._submit, self._link, self._encoder, self._outbox, self._on_ended = submit, link, encoder, outbox, on_ended
+        self._submit, self._link, self._outbox, self._on_ended = submit, link, outbox, on_ended
+        self._encoder, self._chat_encoder = encoder, chat_encoder
         self._arrival_ns = time.monotonic_ns()
         params = submit.params
         self._num_choices = params.n if params.HasField("n") else 1
@@ -139,14 +143,18 @@ class Generation:
 
     async def _encode(self, encoding: EncodingVocabulary) -> list[int]:
         prompt = self._submit.prompt
-        if prompt.WhichOneof("kind") == "token_ids":
+        kind = prompt.WhichOneof("kind")
+        if kind == "token_ids":
             return list(prompt.token_ids.ids)
-        text = prompt.text
-        ids = await self._encoder.run(
-            lambda: encoding.vocabulary.encode(text, add_special=True, parse_special=False), len(text)
-        )
+        if kind == "chat":
+            ids = (await self._chat_encoder.encode(prompt.chat, encoding, "prompt.chat")).token_ids
+        else:
+            text = prompt.text
+            ids = await self._encoder.run(
+                lambda: encoding.vocabulary.encode(text, add_special=True, parse_special=False), len(text)
+            )
         if not ids:
-            raise InvalidArgumentError("prompt.text", "empty", "must hold at least one token once encoded")
+            raise InvalidArgumentError(f"prompt.{kind}", "empty", "must hold at least one token once encoded")
         return ids
 
     def _engine_params(self) -> GenerationParams | None:
@@ -187,7 +195,8 @@ class Generation:
 
     def _take_refusal(self, finished: Finished) -> None:
         """The engine has not accepted the request. Ids of a vocabulary that it no longer has are made anew, once."""
-        stale = finished.error.code == Code.FAILED_PRECONDITION and self._submit.prompt.WhichOneof("kind") == "text"
+        has_ids = self._submit.prompt.WhichOneof("kind") == "token_ids"
+        stale = finished.error.code == Code.FAILED_PRECONDITION and not has_ids
         if stale and not self._tried_again and self._upstream_id is not None:
             self._tried_again = True
             self._link.forget(self._upstream_id)

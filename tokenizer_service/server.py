@@ -1,4 +1,5 @@
-"""The RPCs of TokenizerService. All of it runs on the event loop; large texts are encoded on the encoder's thread."""
+"""The RPCs of TokenizerService. All of it runs on the event loop; large texts are encoded on the encoder's thread,
+conversations rendered by a process of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from clforge.v1 import engine_pb2
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
 from service_common.errors import InvalidArgumentError, UnimplementedError
+from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.completion import Completion
+from tokenizer_service.conversation import check_chat
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import ANSWER_SECONDS, EngineLink
 from tokenizer_service.sessions import Sessions
@@ -27,8 +30,16 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class TokenizerServer(TokenizerServiceServicer):
     """Text in, text out: sessions do the generations, the link's engine answers what only it knows."""
 
-    def __init__(self, link: EngineLink, sessions: Sessions, encoder: Encoder, *, max_prompt_bytes: int) -> None:
-        self._link, self._sessions, self._encoder = link, sessions, encoder
+    def __init__(
+        self,
+        link: EngineLink,
+        sessions: Sessions,
+        encoder: Encoder,
+        chat_encoder: ChatEncoder,
+        *,
+        max_prompt_bytes: int,
+    ) -> None:
+        self._link, self._sessions, self._encoder, self._chat_encoder = link, sessions, encoder, chat_encoder
         self._max_prompt_bytes = max_prompt_bytes
 
     async def GenerateText(
@@ -100,7 +111,9 @@ class TokenizerServer(TokenizerServiceServicer):
         return await self._encoder.run(decode, sum(len(sequence.ids) for sequence in request.sequences))
 
     async def RenderChat(self, request: pb.RenderChatRequest, context: _Context) -> pb.RenderChatResponse:
-        raise UnimplementedError("chat templates are not rendered yet; send the prompt as text", reason="NOT_SERVED")
+        check_chat(request.chat, "chat", self._max_prompt_bytes)
+        rendered = await self._chat_encoder.encode(request.chat, self._link.encoding(), "chat")
+        return pb.RenderChatResponse(text=rendered.text, token_ids=pb.TokenIds(ids=rendered.token_ids))
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: _Context) -> pb.GetModelInfoResponse:
         question = engine_pb2.EngineServiceGetModelInfoRequest()

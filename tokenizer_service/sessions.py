@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from clforge.v1.tokenizer_pb2 import TextSubmit
 from service_common.errors import ResourceExhaustedError, UnavailableError
 from service_common.outbox import Outbox
+from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
 from tokenizer_service.generation import Generation
@@ -19,8 +20,16 @@ from tokenizer_service.validation import check_submit
 class Sessions:
     """Admits requests, counts them, and is the work that a shutdown waits for (lifecycle.Work). For the event loop."""
 
-    def __init__(self, link: EngineLink, encoder: Encoder, *, max_live_requests: int, max_prompt_bytes: int) -> None:
-        self._link, self._encoder = link, encoder
+    def __init__(
+        self,
+        link: EngineLink,
+        encoder: Encoder,
+        chat_encoder: ChatEncoder,
+        *,
+        max_live_requests: int,
+        max_prompt_bytes: int,
+    ) -> None:
+        self._link, self._encoder, self._chat_encoder = link, encoder, chat_encoder
         self._max_live_requests, self._max_prompt_bytes = max_live_requests, max_prompt_bytes
         self._sessions: set[Session] = set()
         self._draining = False
@@ -61,7 +70,7 @@ class Sessions:
             )
         check_submit(submit, model_name=model, max_prompt_bytes=self._max_prompt_bytes)
         self.num_live_requests += 1
-        return Generation(submit, self._link, self._encoder, outbox, on_ended)
+        return Generation(submit, self._link, self._encoder, self._chat_encoder, outbox, on_ended)
 
     def release(self, num_requests: int) -> None:
         """See session.Admission."""

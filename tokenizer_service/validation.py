@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from clforge.v1.generation_pb2 import GenerationParams, StopParams
 from clforge.v1.tokenizer_pb2 import Prompt, TextSubmit
-from service_common.errors import InvalidArgumentError, NotFoundError, OutOfRangeError, UnimplementedError
+from service_common.errors import InvalidArgumentError, NotFoundError, OutOfRangeError
+from tokenizer_service.conversation import check_chat
 from tokenizer_service.credit import MAX_CREDIT
 
 MAX_CHOICES = 16
@@ -32,13 +33,9 @@ def check_credit(tokens: int) -> None:
 def _check_prompt(prompt: Prompt, max_bytes: int) -> None:
     match prompt.WhichOneof("kind"):
         case None:
-            raise InvalidArgumentError("prompt", "empty", "must be text or token_ids")
+            raise InvalidArgumentError("prompt", "empty", "must be text, chat or token_ids")
         case "chat":
-            raise UnimplementedError(
-                "chat prompts are not served yet; render the conversation and send it as text",
-                reason="NOT_SERVED",
-                field="prompt.chat",
-            )
+            check_chat(prompt.chat, "prompt.chat", max_bytes)
         case "token_ids" if not prompt.token_ids.ids:
             raise InvalidArgumentError("prompt.token_ids", "empty", "must hold at least one token")
         case "text":

@@ -109,12 +109,24 @@ class Vocabulary:
         """
         if not text.isascii():
             _check_unicode(text)
-        ids = [self.special.bos_id] if self.add_bos and add_special and self.special.bos_id is not None else []
+        ids = self._added_bos if add_special else []
         for part in (self._parsing if parse_special else self._plain).split(text):
             ids += [part] if isinstance(part, int) else self._text_model.encode(part)
-        if self.add_eos and add_special and self.special.eos_id is not None:
-            ids.append(self.special.eos_id)
-        return ids
+        return ids + self._added_eos if add_special else ids
+
+    def encode_chat(self, text: str, concealed: Mapping[int, str]) -> list[int]:
+        """Token ids of a rendered conversation, in which special tokens are taken as such.
+
+        `concealed` is a table for str.translate that restores the characters of those that are text (SpecialGuard).
+        Begin- and end-of-text are added as the model asks, unless the text has them already.
+        Source: llama.cpp, tools/server and common/chat.cpp: a template's own begin-of-text gives way to the model's.
+        """
+        text = text.removeprefix(self.bos_text) if self.add_bos else text
+        text = text.removesuffix(self.eos_text) if self.add_eos else text
+        ids = self._added_bos
+        for part in self._parsing.split(text):
+            ids += [part] if isinstance(part, int) else self._text_model.encode(part.translate(concealed))
+        return ids + self._added_eos
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a whole sequence of tokens, without the space that `encode` puts before it.
@@ -155,6 +167,33 @@ class Vocabulary:
     def token_id(self, spelling: str) -> int | None:
         """The token with this spelling in the file, such as <|im_end|>."""
         return self._table.ids.get(spelling)
+
+    @property
+    def bos_text(self) -> str:
+        """How begin-of-text is spelled; "" where the model has none."""
+        return "" if self.special.bos_id is None else self._table.texts[self.special.bos_id]
+
+    @property
+    def eos_text(self) -> str:
+        """How end-of-text is spelled; "" where the model has none."""
+        return "" if self.special.eos_id is None else self._table.texts[self.special.eos_id]
+
+    def special_spellings(self) -> list[str]:
+        """How the tokens are spelled that steer the model or its machinery, and that no user's text may give."""
+        ids = {*self._table.of_kind(*_SPECIAL), *self.special.is_control}
+        return [text for token_id in sorted(ids) if (text := self._table.texts[token_id])]
+
+    def user_defined_spellings(self) -> list[str]:
+        """How the tokens are spelled that any text gives, before anything else is looked for in it."""
+        return [self._table.texts[token_id] for token_id in self._table.of_kind(TokenKind.USER_DEFINED)]
+
+    @property
+    def _added_bos(self) -> list[int]:
+        return [self.special.bos_id] if self.add_bos and self.special.bos_id is not None else []
+
+    @property
+    def _added_eos(self) -> list[int]:
+        return [self.special.eos_id] if self.add_eos and self.special.eos_id is not None else []
 
     def token_spelling(self, token_id: int) -> str:
         """The token as the file spells it. Raises InvalidArgumentError for an id that is not in the vocabulary."""

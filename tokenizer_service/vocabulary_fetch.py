@@ -1,14 +1,17 @@
-"""The model's vocabulary, fetched from the engine that serves it."""
+"""The model's vocabulary and chat template, fetched from the engine that serves it."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clforge.v1.engine_pb2 import GetTokenizerRequest
 from service_common.errors import UnavailableError
 from service_common.gguf_reader import GGUFReader
 from service_common.tokenizer_file import vocab_sha256
+from tokenizer_service.chat_template import ChatTemplate
+from tokenizer_service.special_guard import SpecialGuard
 from tokenizer_service.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -18,8 +21,18 @@ MAX_TOKENIZER_BYTES = 256 << 20
 FETCH_SECONDS = 60.0
 
 
-async def fetch_vocabulary(stub: EngineServiceAsyncStub) -> tuple[Vocabulary, str]:
-    """The vocabulary and its sha256, by GetTokenizer.
+@dataclass(frozen=True)
+class EncodingVocabulary:
+    """A vocabulary, what makes prompts of conversations for it, and the name under which submits carry it."""
+
+    vocabulary: Vocabulary
+    guard: SpecialGuard
+    chat_template: ChatTemplate
+    sha256: str
+
+
+async def fetch_vocabulary(stub: EngineServiceAsyncStub) -> EncodingVocabulary:
+    """The vocabulary, by GetTokenizer.
 
     UnavailableError when what arrives is not what was announced; ModelFileError when the vocabulary cannot be used.
     """
@@ -32,11 +45,14 @@ async def fetch_vocabulary(stub: EngineServiceAsyncStub) -> tuple[Vocabulary, st
     received = vocab_sha256(bytes(data))
     if received != announced:
         raise _damaged(f"sha256 {received[:12]} instead of {announced[:12] or 'any'}")
-    return await asyncio.to_thread(_read_vocabulary, bytes(data)), received
+    return await asyncio.to_thread(_read_vocabulary, bytes(data), received)
 
 
-def _read_vocabulary(data: bytes) -> Vocabulary:
-    return Vocabulary.from_gguf(GGUFReader.from_bytes(data, "the engine's tokenizer"))
+def _read_vocabulary(data: bytes, sha256: str) -> EncodingVocabulary:
+    reader = GGUFReader.from_bytes(data, "the engine's tokenizer")
+    vocabulary = Vocabulary.from_gguf(reader)
+    guard = SpecialGuard(vocabulary.special_spellings(), vocabulary.user_defined_spellings())
+    return EncodingVocabulary(vocabulary, guard, ChatTemplate.from_gguf(reader), sha256)
 
 
 def _damaged(how: str) -> UnavailableError:

@@ -114,6 +114,14 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """One byte per id."""
         return tokenizer_pb2.DecodeResponse(texts=[bytes(each.ids).decode() for each in request.sequences])
 
+    async def RenderChat(
+        self, request: tokenizer_pb2.RenderChatRequest, context: Context
+    ) -> tokenizer_pb2.RenderChatResponse:
+        """The contents, joined, and one id per byte."""
+        self.requests.append(request)
+        text = "|".join(message.content for message in request.chat.messages)
+        return tokenizer_pb2.RenderChatResponse(text=text, token_ids=tokenizer_pb2.TokenIds(ids=text.encode()))
+
     async def GetModelInfo(
         self, request: tokenizer_pb2.GetModelInfoRequest, context: Context
     ) -> tokenizer_pb2.GetModelInfoResponse:

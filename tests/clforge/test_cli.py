@@ -80,6 +80,7 @@ async def run(*arguments: str, stdin: bytes = b"") -> Ended:
         ["generate", "-p", "x", "--top-k", "-1"],
         ["serve", "--model", "x", "--no-such-option"],
         ["generate", "-p", "x", "--model", "m", "--target", "t"],
+        ["generate", "-p", "x", "--system", "y"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_a_message(
@@ -140,6 +141,19 @@ async def test_only_the_text_goes_to_standard_output(tmp_path: Path) -> None:
     assert request.params.sampling.HasField("top_k")
     assert not request.params.sampling.HasField("temperature")
     assert list(request.params.stopping.stop) == ["x"]
+
+
+async def test_chat_sends_a_conversation(tmp_path: Path) -> None:
+    """With --chat the prompt is a user's message, after what --system says, and the server renders both."""
+    servicer = ScriptedServer()  # type: ignore[abstract]
+    servicer.scripts = [[accepted(), delta(1, "Hello!"), finished(2)]]
+    async with running(servicer, tmp_path) as target:
+        ended = await run(
+            "generate", "--target", target, "--chat", "-p", "-", "--system", "Be brief.", stdin="Grüße".encode()
+        )
+    assert (ended.code, ended.out) == (0, "Hello!")
+    turns = [(message.role, message.content) for message in servicer.requests[0].prompt.chat.messages]
+    assert turns == [("system", "Be brief."), ("user", "Grüße")]
 
 
 async def test_json_is_one_event_a_line(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 import clforge
-from clforge import Accepted, Client, Delta, Finished, FinishReason
+from clforge import Accepted, Chat, Client, Delta, Finished, FinishReason, Message, RenderedChat
 from clforge.flow_control import CreditWindow, Outgoing
 from clforge.params import params_to_proto
 from clforge.v1 import generation_pb2, tokenizer_pb2
@@ -76,6 +77,65 @@ async def test_parameters_travel_and_unset_ones_stay_unset(server: ScriptedServe
     assert not request.params.HasField("initial_credit")
     assert request.params.timeout.ToTimedelta().total_seconds() == 2.5
     assert (list(request.params.stopping.stop), request.model) == (["x"], "m")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"required": ["a"], "n": 1}}}
+CALL: Message = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {"a": None}}]}
+
+
+async def test_a_conversation_travels_as_it_is(server: ScriptedServer, client: Client) -> None:
+    """Turns, tools and variables arrive, a None is no field, and parameters go along; a text is a user's turn."""
+    server.scripts = [[accepted(), delta(1, "yes"), finished(2)]] * 2
+    turns: list[Message] = [{"role": "user", "content": "Hi"}, CALL, {"role": "tool", "tool_call_id": "1"}]
+    stream = client.chat(turns, system="Be brief.", tools=[TOOL], template_kwargs={"think": False}, max_tokens=3)
+    assert [type(event) for event in [event async for event in stream]] == [Accepted, Delta, Finished]
+    chat = server.requests[0].prompt.chat
+    assert [message.role for message in chat.messages] == ["system", "user", "assistant", "tool"]
+    assert chat.messages[0].content == "Be brief."
+    assert MessageToDict(chat.messages[2]) == {"role": "assistant", "toolCalls": CALL["tool_calls"]}
+    assert MessageToDict(chat.tools[0]) == TOOL
+    assert MessageToDict(chat.template_kwargs) == {"think": False}
+    assert server.requests[0].params.stopping.max_tokens == 3
+    [event async for event in client.chat("Hi")]
+    assert server.requests[1].prompt.chat == generation_pb2.Chat(
+        messages=[generation_pb2.ChatMessage(role="user", content="Hi")]
+    )
+
+
+async def test_a_conversation_is_a_prompt_everywhere(server: ScriptedServer, client: Client) -> None:
+    """`complete` and a session take a Chat as they take a text, and `render_chat` shows what it becomes."""
+    assert await client.render_chat("Hi", system="Be") == RenderedChat("Be|Hi", tuple(b"Be|Hi"))
+    await client.complete(Chat("Hi"))
+    assert server.requests[1].prompt.chat.messages[0].content == "Hi"
+    heard: list[tokenizer_pb2.TextSubmit] = []
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for message in incoming:
+            if message.HasField("submit"):
+                heard.append(message.submit)
+                yield [accepted(1), finished(1, 1)]
+
+    server.talk = talk
+    async with client.session() as session:
+        [event async for event in session.generate(Chat("Hi", system="Be"))]
+    assert [message.content for message in heard[0].prompt.chat.messages] == ["Be", "Hi"]
+
+
+@pytest.mark.parametrize(
+    ("chat", "name"),
+    [
+        (Chat([{"role": "user", "content": [{"type": "text"}]}]), "messages[0]"),  # type: ignore[typeddict-item]
+        (Chat([{"role": "user", "text": "x"}], system="x"), "messages[1]"),  # type: ignore[typeddict-unknown-key]
+        (Chat(["hi"]), "messages[0]"),  # type: ignore[list-item]
+        (Chat("x", tools=[{"f": object()}]), "tools[0]"),
+        (Chat("x", template_kwargs={"f": {1}}), "template_kwargs"),
+    ],
+)
+async def test_a_conversation_that_cannot_be_sent_is_refused_by_name(client: Client, chat: Chat, name: str) -> None:
+    """The error names the turn or the tool, before anything is sent."""
+    with pytest.raises(clforge.InvalidRequestError) as caught:
+        client.generate(chat)
+    assert caught.value.field == name
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,13 @@ MODEL_NAME = "fake"
 EOS = 2
 
 
-def tokenizer_gguf(*, reverse_pieces: bool = False, model: str = "llama") -> bytes:
+def tokenizer_gguf(
+    *, reverse_pieces: bool = False, model: str = "llama", chat_template: str | None = None, add_bos: bool = True
+) -> bytes:
     """A tokenizer file of 302 tokens; with `reverse_pieces` the same pieces under other ids."""
-    keys = {**tokenizer_keys(), "tokenizer.ggml.model": model}
+    keys = {**tokenizer_keys(), "tokenizer.ggml.model": model, "tokenizer.ggml.add_bos_token": add_bos}
+    if chat_template is not None:
+        keys["tokenizer.chat_template"] = chat_template
     if reverse_pieces:
         tokens = keys["tokenizer.ggml.tokens"]
         keys["tokenizer.ggml.tokens"] = tokens[:259] + tokens[:258:-1]

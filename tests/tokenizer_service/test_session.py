@@ -46,7 +46,7 @@ FAMILY = "\N{FAMILY}é€"
 BAD_REQUESTS: list[tuple[dict[str, Any], Code, str | None]] = [
     ({}, Code.INVALID_ARGUMENT, "prompt"),
     ({"prompt": pb.Prompt(text="x" * (MAX_PROMPT_BYTES + 1))}, Code.OUT_OF_RANGE, "prompt.text"),
-    ({"prompt": pb.Prompt(chat=Chat())}, Code.UNIMPLEMENTED, "prompt.chat"),
+    ({"prompt": pb.Prompt(chat=Chat())}, Code.INVALID_ARGUMENT, "prompt.chat.messages"),
     ({"prompt": pb.Prompt(token_ids=pb.TokenIds())}, Code.INVALID_ARGUMENT, "prompt.token_ids"),
     ({"model": "other"}, Code.NOT_FOUND, "model"),
     ({"params": GenerationParams(n=0)}, Code.INVALID_ARGUMENT, "params.n"),

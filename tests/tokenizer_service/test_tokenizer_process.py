@@ -11,10 +11,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
+import pytest
+
+from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.generation_pb2 import (
     FINISH_REASON_CANCELLED,
 )
+from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from tests.tokenizer_service.chat_builder import chat
 from tests.tokenizer_service.fake_engine import FakeEngine, byte_tokens, tokenizer_gguf
+from tests.tokenizer_service.test_chat_template import LOOP
 from tests.tokenizer_service.tokenizer_world import (
     TEXT,
     Client,
@@ -76,6 +83,42 @@ async def test_process_says_ready_and_drains_on_sigterm(tmp_path: Path) -> None:
         child.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(child.wait, 5) == 0
         assert child.stdout.read() == ""
+    await engine.stop()
+
+
+async def _renderer_pid(service: int) -> int:
+    """The process that renders for the service with this id, once it is there."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == service and b"template_process" in (folder / "cmdline").read_bytes():
+                    return int(folder.name)
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", LOOP])
+async def test_end_of_the_process_leaves_no_renderer(tmp_path: Path, number: signal.Signals, template: str) -> None:
+    """Neither an idle one nor one that burns outlives its service, however that ends."""
+    engine = FakeEngine(lambda submit, choice: byte_tokens(TEXT), tokenizer_gguf(chat_template=template))
+    await engine.start(f"unix:{tmp_path}/engine")
+    options = ("--engine", f"unix:{tmp_path}/engine", "--grpc", f"unix:{tmp_path}/door", "--drain-seconds", "0")
+    with tokenizer_process(*options) as child:
+        assert child.stdout is not None
+        await asyncio.wait_for(asyncio.to_thread(child.stdout.readline), 5)
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/door") as channel:
+            rendering = TokenizerServiceStub(channel).RenderChat(pb.RenderChatRequest(chat=chat("hi")))
+            renderer = await asyncio.wait_for(_renderer_pid(child.pid), 5)
+            if template != LOOP:
+                assert (await rendering).text == "hi"
+            child.send_signal(number)
+            code = await asyncio.to_thread(child.wait, 10)
+            rendering.cancel()
+    assert code == (0 if number == signal.SIGTERM else -number)
+    async with asyncio.timeout(5):
+        while Path(f"/proc/{renderer}").exists():
+            await asyncio.sleep(0.02)
     await engine.stop()
 
 

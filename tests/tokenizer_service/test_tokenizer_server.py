@@ -193,7 +193,7 @@ async def test_encode_and_decode_follow_their_switches(tmp_path: Path) -> None:
         ("Encode", pb.EncodeRequest(texts=["x" * (MAX_PROMPT_BYTES // 2 + 1)] * 2), Code.OUT_OF_RANGE, "texts[1]"),
         ("Decode", pb.DecodeRequest(sequences=[pb.TokenIds()] * 1025), Code.INVALID_ARGUMENT, "sequences"),
         ("Decode", pb.DecodeRequest(sequences=[pb.TokenIds(ids=[302])]), Code.INVALID_ARGUMENT, "sequences[0].ids"),
-        ("RenderChat", pb.RenderChatRequest(), Code.UNIMPLEMENTED, None),
+        ("RenderChat", pb.RenderChatRequest(), Code.INVALID_ARGUMENT, "chat.messages"),
         ("Embed", pb.EmbedRequest(), Code.UNIMPLEMENTED, None),
         ("CancelRequest", pb.CancelRequestRequest(global_id="0"), Code.NOT_FOUND, None),
         ("Complete", plain(initial_credit=1), Code.INVALID_ARGUMENT, "params.initial_credit"),

@@ -270,3 +270,21 @@ def test_merges_of_control_tokens_are_left_out() -> None:
     keys = with_tokens(bpe_keys(), {"qz": TokenType.CONTROL})
     tokens = vocabulary(keys | {"tokenizer.ggml.merges": [*keys["tokenizer.ggml.merges"], "q z"]})
     assert tokens.encode("qz") == tokens.encode("q") + tokens.encode("z")
+
+
+@pytest.mark.parametrize("text", ["the", "<s>the", "the</s>", "<s>the</s>"])
+def test_rendered_conversations_begin_and_end_as_the_model_asks(text: str) -> None:
+    """Begin- and end-of-text of the template's own take the place of those that are added, as with llama.cpp."""
+    tokens = vocabulary(spm_keys(add_eos_token=True))
+    assert tokens.encode_chat(text, {}) == tokens.encode("the")
+    assert tokens.encode_chat("a</s>b", {})[2] == 2
+
+
+def test_concealed_special_tokens_are_put_back_as_text() -> None:
+    """What a table stands for is looked for last, and joins the text around it as any text does."""
+    tokens = vocabulary(bpe_keys())
+    table = {0xE000: "<", 0xE001: "h"}
+    assert tokens.encode_chat("<|endoftext|>\ue001ello \ue000|endoftext|>", table) == [
+        tokens.token_id("<|endoftext|>"),
+        *tokens.encode("hello <|endoftext|>", add_special=False),
+    ]

@@ -22,6 +22,7 @@ from service_common.health import Health
 from service_common.rpc import make_channel, make_server
 from service_common.status import from_rpc_error, from_status
 from tests.tokenizer_service.fake_engine import FakeEngine, byte_tokens
+from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.encoder import INLINE_CHARACTERS, Encoder
 from tokenizer_service.engine_client import EngineLink
 from tokenizer_service.server import SERVICE, TokenizerServer
@@ -46,6 +47,7 @@ class World:
     sessions: Sessions
     health: Health
     encoder: Encoder
+    chat_encoder: ChatEncoder
     stub: TokenizerServiceAsyncStub
 
     async def until(self, condition: Callable[[], bool], seconds: float = 1.0) -> None:
@@ -72,25 +74,31 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path, tokens: Iterable[int] | None = None, *, loading: bool = False) -> AsyncIterator[World]:
-    """A service whose engine says `tokens` (default: TEXT, byte by byte); clean tables are asserted at the end."""
+async def world(
+    folder: Path, tokens: Iterable[int] | None = None, *, loading: bool = False, data: bytes | None = None
+) -> AsyncIterator[World]:
+    """A service whose engine says `tokens` (default: TEXT, byte by byte) in the vocabulary of the tokenizer file
+    `data`; clean tables are asserted at the end."""
     script = list(byte_tokens(TEXT) if tokens is None else tokens)
-    engine = FakeEngine(lambda submit, choice: script)
+    engine = FakeEngine(lambda submit, choice: script, data)
     engine.loading = loading
     address = f"unix:{folder}/engine"
     await engine.start(address)
     server, health, encoder = make_server(), Health(SERVICE), Encoder()
+    chat_encoder = ChatEncoder(encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
     async with make_channel(parse_target(address, "--engine")) as to_engine:
         link = EngineLink(to_engine, name=address, on_ready=health.set_ready)
-        sessions = Sessions(link, encoder, max_live_requests=MAX_LIVE_REQUESTS, max_prompt_bytes=MAX_PROMPT_BYTES)
-        service = TokenizerServer(link, sessions, encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
+        limits = MAX_LIVE_REQUESTS, MAX_PROMPT_BYTES
+        sessions = Sessions(link, encoder, chat_encoder, max_live_requests=limits[0], max_prompt_bytes=limits[1])
+        service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
         add_TokenizerServiceServicer_to_server(service, server)
         server.add_insecure_port(f"unix:{folder}/door")
         await server.start()
         connection = asyncio.create_task(link.run())
         fixed_window = [("grpc.http2.bdp_probe", 0)]  # else gRPC may buffer megabytes for a client that does not read
         async with grpc.aio.insecure_channel(f"unix:{folder}/door", options=fixed_window) as channel:
-            made = World(engine, address, link, sessions, health, encoder, TokenizerServiceStub(channel))
+            stub = TokenizerServiceStub(channel)
+            made = World(engine, address, link, sessions, health, encoder, chat_encoder, stub)
             if not loading:
                 await made.until(lambda: health.ready)
             yield made
@@ -98,6 +106,7 @@ async def world(folder: Path, tokens: Iterable[int] | None = None, *, loading: b
         await server.stop(None)
         connection.cancel()
         encoder.close()
+        await chat_encoder.close()
     await engine.stop()
 
 

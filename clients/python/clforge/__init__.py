@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clforge.chat import Chat, Message, RenderedChat
     from clforge.client import Client
     from clforge.errors import (
         AuthenticationError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accepted",
     "AuthenticationError",
+    "Chat",
     "Choice",
     "ClforgeError",
     "Client",
@@ -60,11 +62,13 @@ __all__ = [
     "Finished",
     "InvalidRequestError",
     "Logprob",
+    "Message",
     "ModelInfo",
     "NotFoundError",
     "OverloadedError",
     "Params",
     "ProtocolError",
+    "RenderedChat",
     "Request",
     "RequestCancelledError",
     "ServerError",
@@ -78,7 +82,7 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = ("clforge.client", "clforge.session", "clforge.params", "clforge.events", "clforge.errors")
+_MODULES = ("clforge.client", "clforge.session", "clforge.chat", "clforge.params", "clforge.events", "clforge.errors")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,14 @@ async with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
 from clforge import retry
+from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
 from clforge.errors import ProtocolError, from_rpc_error
 from clforge.events import (
     Completion,
@@ -24,7 +25,7 @@ from clforge.events import (
     completion_from_proto,
     model_info_from_proto,
 )
-from clforge.params import Params, params_to_proto, prompt_to_proto, set_timeout
+from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -67,8 +68,8 @@ class Client:
             await self._channel.close()
             self._channel = None
 
-    def generate(self, prompt: str | Sequence[int], **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
-        """Generates from a text, or from token ids, and yields Accepted, Deltas and one Finished per choice.
+    def generate(self, prompt: Prompt, **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
+        """Generates from a text, a Chat, or token ids, and yields Accepted, Deltas and one Finished per choice.
 
         Parameters are those of `Params`. Raises the error of a choice that failed. Leaving the loop cancels the
         request: at once with `contextlib.aclosing`, else when the iterator is collected.
@@ -84,7 +85,7 @@ class Client:
 
         return retry.stream(attempt, retries)
 
-    async def complete(self, prompt: str | Sequence[int], **params: Unpack[Params]) -> Completion:
+    async def complete(self, prompt: Prompt, **params: Unpack[Params]) -> Completion:
         """Generates, and returns the whole answer. Parameters as for `generate`."""
         request = pb.CompleteRequest(
             prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=params.get("model", "")
@@ -96,6 +97,35 @@ class Client:
             return await self._call(self._stub.Complete(request))
 
         return completion_from_proto(await retry.call(attempt, retries))
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+        **params: Unpack[Params],
+    ) -> AsyncGenerator[Event, None]:
+        """Generates the assistant's next turn: `generate` of a Chat, whose fields these are.
+
+        A model without a chat template gets the turns as plain dialogue ("User: …"). InvalidRequestError when the
+        template refuses the conversation.
+        """
+        return self.generate(Chat(messages, system, tools, template_kwargs), **params)
+
+    async def render_chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> RenderedChat:
+        """The prompt that `chat` would generate from, as text and as token ids."""
+        request = pb.RenderChatRequest(chat=chat_to_proto(Chat(messages, system, tools, template_kwargs)))
+        response = await self._ask(lambda: self._stub.RenderChat(request, timeout=_CALL_SECONDS))
+        return RenderedChat(response.text, tuple(response.token_ids.ids))
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> tuple[int, ...]:
         """The token ids of a text.

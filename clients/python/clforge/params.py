@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
+from clforge.chat import Chat, chat_to_proto
 from clforge.errors import invalid
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1 import tokenizer_pb2
+
+# A text, a conversation, or token ids.
+Prompt: TypeAlias = str | Chat | Sequence[int]
 
 
 class Params(TypedDict, total=False):
@@ -50,9 +54,12 @@ _GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs")
 _LISTS = ("stop", "stop_token_ids")
 
 
-def prompt_to_proto(prompt: str | Sequence[int]) -> tokenizer_pb2.Prompt:
-    """Text, or token ids taken as they are. InvalidRequestError for what a message cannot hold."""
+def prompt_to_proto(prompt: Prompt) -> tokenizer_pb2.Prompt:
+    """Text, a conversation, or token ids taken as they are. InvalidRequestError for what a message cannot hold."""
     result = tokenizer_pb2.Prompt()
+    if isinstance(prompt, Chat):
+        result.chat.CopyFrom(chat_to_proto(prompt))
+        return result
     if isinstance(prompt, str):
         _set(result, "text", prompt)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -18,7 +18,7 @@ from clforge import retry
 from clforge.errors import ClforgeError, ConnectionLostError, from_rpc_error
 from clforge.events import Delta, Event, Finished, UpdateReader
 from clforge.flow_control import CreditWindow, Outgoing
-from clforge.params import Params, params_to_proto, prompt_to_proto, set_timeout
+from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.v1 import generation_pb2, tokenizer_pb2
 from clforge.v1.tokenizer_pb2 import GenerateTextRequest
 
@@ -111,7 +111,7 @@ class Session:
         self._call.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def generate(self, prompt: str | Sequence[int], **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
+    def generate(self, prompt: Prompt, **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
         """Like `Client.generate`, on this session's stream."""
         submit = _submit_message(prompt, params, self._window)
         retries = retry.Retries(self._retry_seconds, params.get("timeout"), allowed=lambda: self._failure is None)
@@ -125,7 +125,7 @@ class Session:
 
         return retry.stream(attempt, retries)
 
-    async def submit(self, prompt: str | Sequence[int], **params: Unpack[Params]) -> Request:
+    async def submit(self, prompt: Prompt, **params: Unpack[Params]) -> Request:
         """Starts a request without reading or retrying it. Parameters as for `generate`."""
         return await self._start(_submit_message(prompt, params, self._window))
 
@@ -178,7 +178,7 @@ class Session:
         self._outgoing.close()
 
 
-def _submit_message(prompt: str | Sequence[int], params: Params, window: int) -> tokenizer_pb2.TextSubmit:
+def _submit_message(prompt: Prompt, params: Params, window: int) -> tokenizer_pb2.TextSubmit:
     generation = params_to_proto(params)
     generation.initial_credit = window
     return tokenizer_pb2.TextSubmit(prompt=prompt_to_proto(prompt), params=generation, model=params.get("model", ""))

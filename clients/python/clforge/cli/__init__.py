@@ -96,7 +96,13 @@ def tokenizer(context: typer.Context) -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads standard input")],
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="Text to continue, or with --chat to answer; - reads standard input")
+    ],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer the prompt as a user's message, by the model's chat template")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the message")] = None,
     target: Annotated[
         str | None, typer.Option(help=f"Address of a running server; default: {DEFAULT_TARGET}", metavar="ADDRESS")
     ] = None,
@@ -115,7 +121,9 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on standard error")] = False,
 ) -> None:
-    """Generate text from a prompt. It streams to standard output, all else goes to standard error. Ctrl-C cancels."""
+    """Generate text from a prompt, or with --chat an answer to it. It streams to standard output, all else goes to
+    standard error. Ctrl-C cancels."""
+    from clforge.chat import Chat
     from clforge.cli.generate import Generation, run_at, run_privately
 
     given = {
@@ -128,7 +136,11 @@ def generate(
         "stop": stop or None,
     }
     params = cast("Params", {name: value for name, value in given.items() if value is not None})
-    generation = Generation(_read_prompt(prompt), params, as_json, summary=verbose or sys.stderr.isatty())
+    if system is not None and not chat:
+        raise ConfigError("--system needs --chat: without a chat template, put what you have to say into the prompt")
+    text = _read_prompt(prompt)
+    given_prompt = Chat(text, system) if chat else text
+    generation = Generation(given_prompt, params, as_json, summary=verbose or sys.stderr.isatty())
     if model is None:
         sys.exit(run_at(target or DEFAULT_TARGET, generation))
     if target is not None:

@@ -18,7 +18,7 @@ from clforge.cli.local_server import ServerFailed, local_server
 from clforge.client import Client
 from clforge.errors import ClforgeError, ConnectionLostError, UnreachableError
 from clforge.events import Delta, Event, Finished, FinishReason
-from clforge.params import Params
+from clforge.params import Params, Prompt
 from engine_service.config import EngineConfig
 
 
@@ -26,7 +26,7 @@ from engine_service.config import EngineConfig
 class Generation:
     """What to generate and how to show it. `as_json` prints one event a line; `summary` tells of speed and end."""
 
-    prompt: str
+    prompt: Prompt
     params: Params
     as_json: bool
     summary: bool
