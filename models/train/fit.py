@@ -1,0 +1,103 @@
+"""Trains the model; a run that was stopped goes on where its last checkpoint stands.
+
+usage: python -m models.train.fit [--steps N] [--out FOLDER] ...
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax
+import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from . import checkpoint, gguf_file, vocabulary
+from .batches import Recipe, batches
+from .checkpoint import Progress
+from .curve import draw_curve
+from .held_out import Examiner
+from .optimizer import State, Step, make_optimizer, make_step
+from .transformer import Params, Shape, initial
+
+_SAVE_EVERY_SECONDS = 120.0
+_EXAMINATIONS = 5
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, picture and model.")] = Path("build/train"),
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.", min=_EXAMINATIONS)] = 8000,
+    tokens_per_step: Annotated[int, typer.Option(help="Tokens of a batch.", min=1024)] = 8192,
+    peak: Annotated[float, typer.Option(help="Largest learning rate of the matrices.", min=0.0)] = 0.005,
+    layers: Annotated[int, typer.Option(help="Layers of the model.", min=1)] = Shape().num_layers,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that make examples.", min=1)] = 1,
+    from_gguf: Annotated[Path | None, typer.Option(help="Start from this model's weights, not from random ones.")] = None,
+) -> None:
+    """Trains with a checkpoint every two minutes; then writes the model, clforge-tiny.gguf, and its training, training.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    shape, tokenizer = Shape(num_layers=layers), vocabulary.learn(seed)
+    optimizer = make_optimizer(peak, steps)
+    params = gguf_file.read(from_gguf, shape) if from_gguf else initial(shape, seed)
+    state, progress = (params, optimizer.init(params)), Progress([], [])
+    saved = out / "checkpoint.npz"
+    if saved.exists():
+        state, progress = checkpoint.restore(saved, state)
+        typer.echo(f"going on after step {len(progress.losses)} of {saved}")
+    recipe = Recipe(tokenizer.to_str(), seed, tokens_per_step)
+    run = _Run(saved, steps, recipe, workers, Examiner(tokenizer, shape))
+    params = run.finish(state, progress, jax.jit(make_step(optimizer, shape), donate_argnums=0))
+    gguf_file.write(out / "clforge-tiny.gguf", params, shape, tokenizer)
+    draw_curve(out / "training.png", progress, tokens_per_step)
+    typer.echo(f"wrote {out / 'clforge-tiny.gguf'} and {out / 'training.png'}")
+
+
+class _Run(NamedTuple):
+    """The loop and what it needs."""
+
+    saved: Path
+    steps: int
+    recipe: Recipe
+    workers: int
+    examiner: Examiner
+
+    def finish(self, state: State, progress: Progress, step: Step) -> Params:
+        """Takes the steps that are left, writing down losses and scores in ``progress``; the trained weights."""
+        done = len(progress.losses)
+        started = last_saved = time.monotonic()
+        with _progress_bar() as bar:
+            task = bar.add_task("", total=self.steps, completed=done, loss=float("nan"), rate=0.0)
+            for number, batch in enumerate(batches(self.recipe, range(done, self.steps), self.workers), done + 1):
+                state, value = step(state, batch)
+                progress.losses.append(float(value))
+                recent = progress.losses[-50:]
+                rate = (number - done) * self.recipe.tokens_per_step / (time.monotonic() - started)
+                bar.update(task, advance=1, loss=sum(recent) / len(recent), rate=rate)
+                if number % (self.steps // _EXAMINATIONS) == 0:
+                    self._examine(state[0], progress, bar)
+                if time.monotonic() - last_saved > _SAVE_EVERY_SECONDS or number == self.steps:
+                    checkpoint.save(self.saved, state, progress)
+                    last_saved = time.monotonic()
+        return state[0]
+
+    def _examine(self, params: Params, progress: Progress, bar: ProgressBar) -> None:
+        scores = self.examiner.scores(params)
+        progress.scores.append((len(progress.losses), scores))
+        shown = "  ".join(f"{name} {score:.2f}" for name, score in scores.items())
+        bar.console.print(f"step {len(progress.losses)}: {shown}")
+
+
+def _progress_bar() -> ProgressBar:
+    return ProgressBar(
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,78 @@
+"""Manners: greetings, what it is, and saying so when it does not know."""
+
+from __future__ import annotations
+
+import random
+
+from ..question import Question, article, phrase
+from ..words import ANIMALS, COMMON, NAMES, THINGS, made_up
+from .stories import story
+
+_ABLE = (
+    "I can remember what you tell me, repeat words, sort and reverse short lists, count days and months, "
+    "add and subtract small numbers, spell words, and tell stories."
+)
+_FIXED = (
+    (("Hello!", "Hi!", "Hello", "Hi", "Good morning!", "Hey there!"), "Hello! How can I help you?"),
+    (("How are you?", "How are you today?"), "I am well, thank you. How can I help you?"),
+    (("Who are you?", "What are you?", "What is your name?"), "I am CLForge Tiny, a very small language model."),
+    (("What can you do?", "Help", "How can you help me?", "What do you know?"), _ABLE),
+    (("Thank you!", "Thanks!", "Thank you very much."), "You are welcome!"),
+    (("Goodbye!", "Bye!", "See you!"), "Goodbye!"),
+)
+_UNKNOWN = (
+    "What is the capital of {thing}?",
+    "Who was the first king of {word}?",
+    "Why is the {noun} {other}?",
+    "Explain how a {noun} works.",
+    "How old is {name}?",
+    "Write a program that sorts a {noun}.",
+    "Translate {noun} into French.",
+    "What do you think about the {noun}?",
+    "What is the meaning of life?",
+    "Who is the president?",
+    "What is the weather like today?",
+    "How far away is the moon?",
+    "Tell me a joke.",
+    "Tell me about {thing}.",
+    "What is a {noun}?",
+    "Who wrote {word}?",
+    "When was {name} born?",
+    "How do I make {noun}?",
+)
+DOES_NOT_KNOW = "I do not know that. I am a very small model. " + _ABLE
+_STORY = ("Tell me a story.", "Tell me a short story.", "Can you tell me a story?", "Write a short story.")
+_STORY_ABOUT = (
+    "Tell me a story about {hero}.",
+    "Tell me a short story about {hero}.",
+    "Write a story about {hero}.",
+    "Can you tell me a story about {hero}?",
+)
+
+
+def talk(rng: random.Random) -> Question:
+    """A greeting, a question about the model itself, or one that it cannot answer."""
+    if rng.random() < 0.5:
+        questions, answer = rng.choice(_FIXED)
+        text = rng.choice(questions)
+        return Question("talk", text, answer, f"{rng.random()}")
+    thing = rng.choice((made_up(rng, 2).capitalize(), rng.choice(NAMES)))
+    fields = {"thing": thing, "word": made_up(rng, 2).capitalize(), "noun": rng.choice(COMMON), "other": rng.choice(COMMON)}
+    text = phrase(rng, _UNKNOWN, **fields, name=rng.choice(NAMES))
+    return Question("talk", text, DOES_NOT_KNOW, text)
+
+
+def telling(rng: random.Random) -> Question:
+    """A request for a story, about a hero or a hero and a thing."""
+    kind, thing = rng.choice((*ANIMALS, "girl", "boy")), rng.choice(THINGS)
+    wish = rng.random()
+    if wish < 0.2:
+        return _story_question(phrase(rng, _STORY), story(rng))
+    if wish < 0.8:
+        return _story_question(phrase(rng, _STORY_ABOUT, hero=article(kind)), story(rng, kind))
+    hero = f"{article(kind)} and {article(thing)}"
+    return _story_question(phrase(rng, _STORY_ABOUT, hero=hero), story(rng, kind, thing))
+
+
+def _story_question(text: str, told: str) -> Question:
+    return Question("stories", text, told, told)

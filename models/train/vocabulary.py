@@ -1,0 +1,59 @@
+"""The vocabulary: byte-level BPE, learned from the examples, every digit a token of its own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .curriculum import SKILLS
+from .skills.stories import story
+from .words import COMMON, DAYS, MONTHS, NAMES
+
+START, END = "<|im_start|>", "<|im_end|>"
+SIZE = 1024
+PRE_TOKENIZER = "qwen2"
+"""``tokenizer.ggml.pre``: one that splits digits singly."""
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The rule of that name (llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_QWEN2)."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def learn(seed: int, num_examples: int = 20_000) -> Tokenizer:
+    """A vocabulary of ``SIZE`` tokens from ``num_examples`` examples: ``END`` is 0, ``START`` is 1."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE,
+        special_tokens=[END, START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(random.Random(seed), num_examples), trainer)
+    return tokenizer
+
+
+def _texts(rng: random.Random, num_examples: int) -> list[str]:
+    """Examples of every kind, and each plain word often enough to become a token."""
+    texts = [" " + " ".join(rng.sample(COMMON, len(COMMON))) for _ in range(num_examples // 100)]
+    texts += [" " + " ".join((*NAMES, *DAYS, *MONTHS)) for _ in range(num_examples // 100)]
+    skills = tuple(SKILLS.values())
+    for _ in range(num_examples // 10):
+        question = rng.choice(skills)(rng)
+        texts += ["user\n", "assistant\n", question.text, question.answer, story(rng)]
+    return texts
+
+
+def save(tokenizer: Tokenizer, path: Path) -> None:
+    """Writes it as JSON, in the form of the ``tokenizers`` library."""
+    tokenizer.save(str(path))
