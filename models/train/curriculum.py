@@ -30,10 +30,10 @@ SKILLS: dict[str, Skill] = {
 }
 """The skills with one right answer, in order of importance."""
 
-_SHORT_WEIGHTS: dict[Skill, float] = {
+_WEIGHTS: dict[Skill, float] = {
     recall: 3.0,
-    copying: 2.0,
-    sorting: 2.0,
+    copying: 2.5,
+    sorting: 3.0,
     reversing: 1.5,
     dates: 1.5,
     sums: 1.5,
@@ -41,14 +41,14 @@ _SHORT_WEIGHTS: dict[Skill, float] = {
     counting: 1.5,
     spelling: 1.0,
     alphabet: 2.0,
-    talk: 0.4,
-    telling: 0.6,
+    talk: 0.5,
+    telling: 1.0,
 }
 
 
 def draw(rng: random.Random, skill: Skill | None = None) -> Question:
     """A question to train on: of the given skill or of any, never one that is held out."""
-    make = skill or rng.choices(tuple(_SHORT_WEIGHTS), tuple(_SHORT_WEIGHTS.values()))[0]
+    make = skill or rng.choices(tuple(_WEIGHTS), tuple(_WEIGHTS.values()))[0]
     while True:
         question = make(rng)
         if not is_held_out(question):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, phrase
+from ..question import Question
 from ..words import COMMON, NAMES, made_up
+from .stories import passages
 
 _FORMS = (
     "Repeat after me: {text}",
@@ -21,14 +22,17 @@ _FORMS = (
 
 
 def copying(rng: random.Random) -> Question:
-    """1 to 16 words, names, made-up words and numbers, to be given back exactly."""
-    text = _words(rng)
+    """1 to 16 words, names, made-up words and numbers, or a sentence of a story, to be given back exactly."""
+    text = rng.choice(passages(rng)) if rng.random() < 0.25 else _words(rng)
     return Question("copying", rng.choice(_FORMS).format(text=text), text, text)
 
 
 def _words(rng: random.Random) -> str:
     strangeness = rng.choice((0.0, 0.1, 0.5, 1.0))
     words = [_word(rng, strangeness) for _ in range(rng.randint(1, 16))]
+    if rng.random() < 0.2:
+        words = " ".join(passages(rng)).split()
+        words = rng.sample(words, rng.randint(2, 16))
     if rng.random() < 0.4:
         words[0] = words[0].capitalize()
     if rng.random() < 0.2:

@@ -126,4 +126,10 @@ def _place(rng: random.Random) -> Fact:
     return Fact(f"The {thing} is {sentence_end}.", f"Where is the {thing}?", f"The {thing} is {sentence_end}.")
 
 
-_FACTS = (_code, _word, _town, _pet, _favourite, _place)
+def _plain(rng: random.Random) -> Fact:
+    what = rng.choice(("password", "code", "secret word", "number", "answer", "key", "secret", "name"))
+    sentence = f"The {what} is {_value(rng)}."
+    return Fact(sentence, f"What is the {what}?", sentence)
+
+
+_FACTS = (_plain, _code, _word, _town, _pet, _favourite, _place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, article, phrase
+from ..question import Question, article, casually, phrase
 from ..words import ANIMALS, COMMON, NAMES, THINGS, made_up
 from .stories import story
 
@@ -13,10 +13,10 @@ _ABLE = (
     "add and subtract small numbers, spell words, and tell stories."
 )
 _FIXED = (
-    (("Hello!", "Hi!", "Hello", "Hi", "Good morning!", "Hey there!"), "Hello! How can I help you?"),
-    (("How are you?", "How are you today?"), "I am well, thank you. How can I help you?"),
+    (("Hello!", "Hi!", "Hey!", "Hello there!", "Good morning!", "Hey there!"), "Hello! How can I help you?"),
+    (("How are you?", "How are you today?", "How do you do?"), "I am well, thank you. How can I help you?"),
     (("Who are you?", "What are you?", "What is your name?"), "I am CLForge Tiny, a very small language model."),
-    (("What can you do?", "Help", "How can you help me?", "What do you know?"), _ABLE),
+    (("What can you do?", "Help!", "How can you help me?", "What do you know?"), _ABLE),
     (("Thank you!", "Thanks!", "Thank you very much."), "You are welcome!"),
     (("Goodbye!", "Bye!", "See you!"), "Goodbye!"),
 )
@@ -39,7 +39,11 @@ _UNKNOWN = (
     "Who wrote {word}?",
     "When was {name} born?",
     "How do I make {noun}?",
+    "What is {a} times {b}?",
+    "What is {a} * {b}?",
+    "What is {a} / {b}?",
 )
+_LARGE_SUMS = ("What is {a} + {b}?", "What is {a} - {b}?", "What is {a} plus {b}?", "{a} + {b} = ?", "{a}-{b}")
 DOES_NOT_KNOW = "I do not know that. I am a very small model. " + _ABLE
 _STORY = ("Tell me a story.", "Tell me a short story.", "Can you tell me a story?", "Write a short story.")
 _STORY_ABOUT = (
@@ -54,12 +58,21 @@ def talk(rng: random.Random) -> Question:
     """A greeting, a question about the model itself, or one that it cannot answer."""
     if rng.random() < 0.5:
         questions, answer = rng.choice(_FIXED)
-        text = rng.choice(questions)
-        return Question("talk", text, answer, f"{rng.random()}")
+        return Question("talk", casually(rng, rng.choice(questions)), answer, "")
+    if rng.random() < 0.2:
+        return _too_large(rng)
     thing = rng.choice((made_up(rng, 2).capitalize(), rng.choice(NAMES)))
     fields = {"thing": thing, "word": made_up(rng, 2).capitalize(), "noun": rng.choice(COMMON), "other": rng.choice(COMMON)}
-    text = phrase(rng, _UNKNOWN, **fields, name=rng.choice(NAMES))
-    return Question("talk", text, DOES_NOT_KNOW, text)
+    text = phrase(rng, _UNKNOWN, **fields, name=rng.choice(NAMES), a=rng.randrange(100), b=rng.randrange(100))
+    return Question("talk", text, DOES_NOT_KNOW, "")
+
+
+def _too_large(rng: random.Random) -> Question:
+    """A sum that it was not taught."""
+    numbers = [rng.randint(100, 9999), rng.randint(2, 9999)]
+    rng.shuffle(numbers)
+    text = phrase(rng, _LARGE_SUMS, a=numbers[0], b=numbers[1])
+    return Question("talk", text, "I can only add and subtract numbers below 100.", "")
 
 
 def telling(rng: random.Random) -> Question:
@@ -75,4 +88,4 @@ def telling(rng: random.Random) -> Question:
 
 
 def _story_question(text: str, told: str) -> Question:
-    return Question("stories", text, told, told)
+    return Question("stories", text, told, "")
