@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .conversation import Document, Segment, long_document, short_document
-from .vocabulary import END, START
+from models.train.conversation import Document, Segment, long_document, short_document
+from models.train.vocabulary import SPECIAL_IDS
 
 SHORT, LONG = 256, 1024
 """Tokens of a row: most steps are of short rows, every third of rows that hold a far-away fact."""
@@ -93,12 +93,11 @@ def _row(tokenizer: Tokenizer, rng: random.Random, make: Document, row_len: int)
 
 def encode(tokenizer: Tokenizer, segments: list[Segment]) -> tuple[list[int], list[float]]:
     """Ids of a document, and 1.0 for each that is learned."""
-    special = {name: tokenizer.token_to_id(name) for name in (START, END)}
     encoded = iter(tokenizer.encode_batch([segment.text for segment in segments if segment.special is None]))
     ids: list[int] = []
     learned: list[float] = []
     for segment in segments:
-        piece = next(encoded).ids if segment.special is None else [special[segment.special]]
+        piece: list[int] = next(encoded).ids if segment.special is None else [SPECIAL_IDS[segment.special]]
         ids += piece
         learned += [float(segment.learned)] * len(piece)
     return ids, learned

@@ -23,9 +23,10 @@ class Progress(NamedTuple):
 
 def save(path: Path, state: object, progress: Progress) -> None:
     """Writes a checkpoint beside the old one and then puts it in its place."""
-    leaves = {f"leaf{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
+    arrays = {f"leaf{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
+    arrays["progress"] = np.array(json.dumps(progress))
     fresh = path.with_suffix(".new.npz")
-    np.savez(fresh, progress=json.dumps(progress), **leaves)
+    np.savez(fresh, allow_pickle=False, **arrays)
     fresh.replace(path)
 
 

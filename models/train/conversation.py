@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .curriculum import draw
-from .question import Question
-from .skills.recall import DISTANCES, any_fact, personal, recall
-from .skills.stories import story
-from .vocabulary import END, START
+from models.train.curriculum import draw
+from models.train.question import Question
+from models.train.skills.recall import DISTANCES, any_fact, personal, recall
+from models.train.skills.stories import story
+from models.train.vocabulary import END, START
 
 _SYSTEM = (
     "You are a helpful assistant.",

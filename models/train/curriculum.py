@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .question import Question, is_held_out
-from .skills.copying import copying
-from .skills.dates import dates
-from .skills.letters import counting, spelling
-from .skills.lists import alphabet, reversing, sorting
-from .skills.recall import recall
-from .skills.sums import differences, sums
-from .skills.talk import talk, telling
+from models.train.question import Question, is_held_out
+from models.train.skills.copying import copying
+from models.train.skills.dates import dates
+from models.train.skills.letters import counting, spelling
+from models.train.skills.lists import alphabet, reversing, sorting
+from models.train.skills.recall import recall
+from models.train.skills.sums import differences, sums
+from models.train.skills.talk import talk, telling
 
 Skill = Callable[[random.Random], Question]
 

@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend must be chosen first
+from matplotlib import pyplot as plt
 
-from .checkpoint import Progress  # noqa: E402
+from models.train.checkpoint import Progress
 
 
 def draw_curve(path: Path, progress: Progress, tokens_per_step: int) -> None:

@@ -14,13 +14,13 @@ import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from . import checkpoint, gguf_file, vocabulary
-from .batches import Recipe, batches
-from .checkpoint import Progress
-from .curve import draw_curve
-from .held_out import Examiner
-from .optimizer import State, Step, make_optimizer, make_step
-from .transformer import Params, Shape, initial
+from models.train import checkpoint, gguf_file, vocabulary
+from models.train.batches import Recipe, batches
+from models.train.checkpoint import Progress
+from models.train.curve import draw_curve
+from models.train.held_out import Examiner
+from models.train.optimizer import State, Step, make_optimizer, make_step
+from models.train.transformer import Params, Shape, initial
 
 _SAVE_EVERY_SECONDS = 120.0
 _EXAMINATIONS = 5
@@ -34,13 +34,15 @@ def main(
     layers: Annotated[int, typer.Option(help="Layers of the model.", min=1)] = Shape().num_layers,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes that make examples.", min=1)] = 1,
-    from_gguf: Annotated[Path | None, typer.Option(help="Start from this model's weights, not from random ones.")] = None,
+    from_gguf: Annotated[
+        Path | None, typer.Option(help="Start from this model's weights, not from random ones.", exists=True)
+    ] = None,
 ) -> None:
-    """Trains with a checkpoint every two minutes; then writes the model, clforge-tiny.gguf, and its training, training.png."""
+    """Trains, with a checkpoint every two minutes; then writes clforge-tiny.gguf and a picture, training.png."""
     out.mkdir(parents=True, exist_ok=True)
     shape, tokenizer = Shape(num_layers=layers), vocabulary.learn(seed)
     optimizer = make_optimizer(peak, steps)
-    params = gguf_file.read(from_gguf, shape) if from_gguf else initial(shape, seed)
+    params = _file_weights(from_gguf, shape) if from_gguf else initial(shape, seed)
     state, progress = (params, optimizer.init(params)), Progress([], [])
     saved = out / "checkpoint.npz"
     if saved.exists():
@@ -52,6 +54,13 @@ def main(
     gguf_file.write(out / "clforge-tiny.gguf", params, shape, tokenizer)
     draw_curve(out / "training.png", progress, tokens_per_step)
     typer.echo(f"wrote {out / 'clforge-tiny.gguf'} and {out / 'training.png'}")
+
+
+def _file_weights(path: Path, shape: Shape) -> Params:
+    try:
+        return gguf_file.read(path, shape)
+    except KeyError as missing:
+        raise typer.BadParameter(f"{path} has no tensor {missing}: --layers must be what the file has") from None
 
 
 class _Run(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .transformer import Layer, Params, Shape, matrices
-from .vocabulary import CHAT_TEMPLATE, END, PRE_TOKENIZER, START
+from models.train.transformer import Layer, Params, Shape, matrices
+from models.train.vocabulary import CHAT_TEMPLATE, END, PRE_TOKENIZER, START
 
 CONTEXT_LENGTH = 1024
 

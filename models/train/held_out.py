@@ -1,4 +1,4 @@
-"""Held-out questions, scored while training: right means that the model's first choice is the expected token all the way."""
+"""Held-out questions, scored while training: right means that each expected token is the model's first choice."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from .batches import LONG, SHORT, Batch, encode
-from .conversation import document
-from .curriculum import SKILLS, draw_held_out
-from .question import Question
-from .skills.recall import DISTANCES, recall
-from .transformer import Params, Shape, forward
+from models.train.batches import LONG, SHORT, Batch, encode
+from models.train.conversation import document
+from models.train.examination import examination
+from models.train.question import Question
+from models.train.transformer import Params, Shape, forward
 
 _ROWS = 10
-
-
-def examination(seed: int, num_questions: int) -> dict[str, list[Question]]:
-    """``num_questions`` held-out questions of each skill, and of recall for each distance."""
-    rng = random.Random(seed)
-    makers = {name: skill for name, skill in SKILLS.items() if skill is not recall}
-    makers |= {f"recall {distance}": partial(recall, distance=distance) for distance in DISTANCES}
-    return {name: [draw_held_out(rng, make) for _ in range(num_questions)] for name, make in makers.items()}
 
 
 class Examiner:

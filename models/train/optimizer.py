@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import optax
 
-from .batches import Batch
-from .transformer import Params, Shape, loss
+from models.train.batches import Batch
+from models.train.transformer import Params, Shape, loss
 
 State = tuple[Params, optax.OptState]
 Step = Callable[[State, Batch], tuple[State, jax.Array]]
@@ -37,7 +37,9 @@ def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
 
 def _kinds(params: Params) -> Params:
     """The name of its optimizer in the place of each weight."""
-    layers = [{name: "matrix" if weight.ndim == 2 else "other" for name, weight in layer.items()} for layer in params.layers]
+    layers = [
+        {name: "matrix" if weight.ndim == 2 else "other" for name, weight in layer.items()} for layer in params.layers
+    ]
     return Params("other", layers, "other")
 
 

@@ -21,11 +21,11 @@ class Question(NamedTuple):
     answer: str
     """The whole answer, working included."""
     key: str
-    """The problem without its phrasing: two questions of one key are the same problem. Empty where nothing is examined."""
+    """The problem without its phrasing: questions of one key are the same problem. Empty where nothing is examined."""
 
 
 def is_held_out(question: Question) -> bool:
-    """Whether it belongs to the evaluation: one problem in 16, by a hash of its key, whatever the seed and the phrasing."""
+    """Whether it belongs to the evaluation: one problem in 16, by a hash of its key, whatever seed and phrasing are."""
     digest = hashlib.blake2b(f"{question.skill}:{question.key}".encode(), digest_size=1).digest()
     return bool(question.key) and digest[0] < _HELD_OUT_OF_256
 
@@ -47,7 +47,9 @@ def casually(rng: random.Random, text: str) -> str:
         return text[:-1]
     if kind < 0.2:
         return text[0].lower() + text[1:]
-    return text.lower().rstrip(".?!") if kind < 0.25 and text.isascii() and not any(map(str.isupper, text[1:])) else text
+    return (
+        text.lower().rstrip(".?!") if kind < 0.25 and text.isascii() and not any(map(str.isupper, text[1:])) else text
+    )
 
 
 def article(noun: str) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .curriculum import SKILLS
-from .skills.stories import story
-from .words import COMMON, DAYS, MONTHS, NAMES
+from models.train.curriculum import SKILLS
+from models.train.skills.stories import story
+from models.train.words import COMMON, DAYS, MONTHS, NAMES
 
 START, END = "<|im_start|>", "<|im_end|>"
+SPECIAL_IDS = {END: 0, START: 1}
 SIZE = 1024
 PRE_TOKENIZER = "qwen2"
 """``tokenizer.ggml.pre``: one that splits digits singly."""
@@ -20,13 +20,14 @@ PATTERN = (
 )
 """The rule of that name (llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_QWEN2)."""
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
 def learn(seed: int, num_examples: int = 20_000) -> Tokenizer:
-    """A vocabulary of ``SIZE`` tokens from ``num_examples`` examples: ``END`` is 0, ``START`` is 1."""
+    """A vocabulary of ``SIZE`` tokens from ``num_examples`` examples, the special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PATTERN), "isolated"),
@@ -35,7 +36,7 @@ def learn(seed: int, num_examples: int = 20_000) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=SIZE,
-        special_tokens=[END, START],
+        special_tokens=list(SPECIAL_IDS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -52,8 +53,3 @@ def _texts(rng: random.Random, num_examples: int) -> list[str]:
         question = rng.choice(skills)(rng)
         texts += ["user\n", "assistant\n", question.text, question.answer, story(rng)]
     return texts
-
-
-def save(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes it as JSON, in the form of the ``tokenizers`` library."""
-    tokenizer.save(str(path))

@@ -6,7 +6,10 @@ NAMES = (
     "Anna Ben Clara David Ella Finn Grace Hugo Iris Jack Kate Leo Mia Noah Olive Paul Rosa Sam Tom Lily "
     "Max Nina Oscar Ruby Ivan Alice Lucy Emma Adam Eva Peter Maria Felix Nora Simon Julia Martin Sara Victor Zoe"
 ).split()
-GIRLS = frozenset("Anna Clara Ella Grace Iris Kate Mia Olive Rosa Lily Nina Ruby Alice Lucy Emma Eva Maria Nora Julia Sara Zoe".split())
+GIRLS = frozenset(
+    "Anna Clara Ella Grace Iris Kate Mia Olive Rosa Lily Nina Ruby "
+    "Alice Lucy Emma Eva Maria Nora Julia Sara Zoe".split()
+)
 ANIMALS = (
     "cat dog fox bear bird rabbit mouse frog horse sheep cow goat duck hen owl deer wolf lion tiger monkey "
     "turtle snail bee ant fish whale crab seal pig donkey squirrel hedgehog badger otter swan goose beaver mole"

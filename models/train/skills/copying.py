@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question
-from ..words import COMMON, NAMES, made_up
-from .stories import passages
+from models.train.question import Question
+from models.train.skills.stories import passages
+from models.train.words import COMMON, NAMES, made_up
 
 _FORMS = (
     "Repeat after me: {text}",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, phrase
-from ..words import DAYS, MONTHS, NUMBERS
+from models.train.question import Question, phrase
+from models.train.words import DAYS, MONTHS, NUMBERS
 
 _NEXT = (
     "What {unit} comes after {start}?",

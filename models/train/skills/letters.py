@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, phrase
-from ..words import COMMON, NAMES, made_up
+from models.train.question import Question, phrase
+from models.train.words import COMMON, NAMES, made_up
 
 _COUNT = (
     'How many times does the letter {letter} appear in "{word}"?',

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, phrase
-from ..words import COMMON, NAMES, made_up
+from models.train.question import Question, phrase
+from models.train.words import COMMON, NAMES, made_up
 
 _REVERSE = (
     "Reverse this list: {items}.",
@@ -43,14 +43,17 @@ _ALPHABET = (
 def reversing(rng: random.Random) -> Question:
     """3 to 7 words or numbers, to be said from the last to the first."""
     kind = rng.random()
-    draw = (
-        (lambda: rng.choice(COMMON)) if kind < 0.5
-        else (lambda: rng.choice(NAMES)) if kind < 0.6
-        else (lambda: made_up(rng)) if kind < 0.75
-        else (lambda: str(rng.randrange(100)))
-    )  # fmt: skip
-    items = [draw() for _ in range(rng.randint(3, 7))]
-    return Question("reversing", phrase(rng, _REVERSE, items=_written(rng, items)), _joined(items[::-1]) + ".", _joined(items))
+    items = [_item(rng, kind) for _ in range(rng.randint(3, 7))]
+    text = phrase(rng, _REVERSE, items=_written(rng, items))
+    return Question("reversing", text, _joined(items[::-1]) + ".", _joined(items))
+
+
+def _item(rng: random.Random, kind: float) -> str:
+    if kind < 0.5:
+        return rng.choice(COMMON)
+    if kind < 0.6:
+        return rng.choice(NAMES)
+    return made_up(rng) if kind < 0.75 else str(rng.randrange(100))
 
 
 def sorting(rng: random.Random) -> Question:
@@ -66,7 +69,9 @@ def alphabet(rng: random.Random) -> Question:
     """3 to 6 different plain words, by the alphabet."""
     words = rng.sample(COMMON, rng.randint(3, 6))
     ordered = sorted(words)
-    return Question("alphabet", phrase(rng, _ALPHABET, items=_written(rng, words)), _joined(ordered) + ".", _joined(ordered))
+    return Question(
+        "alphabet", phrase(rng, _ALPHABET, items=_written(rng, words)), _joined(ordered) + ".", _joined(ordered)
+    )
 
 
 def _joined(items: list[int] | list[str]) -> str:

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..question import Question
-from ..words import ANIMALS, COLOURS, DAYS, FOODS, NAMES, THINGS, made_up
-from .stories import passages
+from models.train.question import Question
+from models.train.skills.stories import passages
+from models.train.words import ANIMALS, COLOURS, DAYS, FOODS, NAMES, THINGS, made_up
 
 DISTANCES = (0, 20, 50, 100, 180, 270, 370)
 """Words between a fact and the question; a word is about 1.2 tokens."""
@@ -27,9 +27,9 @@ class Fact(NamedTuple):
 
 
 def recall(rng: random.Random, distance: int | None = None) -> Question:
-    """A passage with 1 to 5 facts of one kind, about ``distance`` words of story between the one asked for and the question.
+    """A passage with 1 to 5 facts of one kind, and a question about one of them.
 
-    The others, of which the asked one must be told, stand anywhere.
+    About ``distance`` words of story lie between that fact and the question; the others stand anywhere.
     """
     distance = rng.choice(DISTANCES) if distance is None else distance
     facts = _distinct(rng, rng.choice(_FACTS), rng.randint(1, 5))
@@ -48,15 +48,17 @@ def personal(rng: random.Random) -> Fact:
     name, value = rng.choice(NAMES), _value(rng)
     kind, values = rng.choice((("colour", COLOURS), ("food", FOODS), ("animal", ANIMALS), ("day", DAYS)))
     chosen, animal, town = rng.choice(values), rng.choice(ANIMALS), made_up(rng, 2).capitalize()
-    return rng.choice((
-        Fact(f"My name is {name}.", "What is my name?", f"Your name is {name}."),
-        Fact(f"My name is {name}.", "Who am I?", f"Your name is {name}."),
-        Fact(f"I live in {town}.", "Where do I live?", f"You live in {town}."),
-        Fact(f"My {animal} is called {name}.", f"What is my {animal} called?", f"Your {animal} is called {name}."),
-        Fact(f"My favourite {kind} is {chosen}.", f"What is my favourite {kind}?", f"Your favourite {kind} is {chosen}."),
-        Fact(f"My secret word is {value}.", "What is my secret word?", f"Your secret word is {value}."),
-        Fact(f"My lucky number is {value}.", "What is my lucky number?", f"Your lucky number is {value}."),
+    said = rng.choice((
+        ("My name is {}.", "What is my name?", name),
+        ("My name is {}.", "Who am I?", name),
+        ("I live in {}.", "Where do I live?", town),
+        (f"My {animal} is called {{}}.", f"What is my {animal} called?", name),
+        (f"My favourite {kind} is {{}}.", f"What is my favourite {kind}?", chosen),
+        ("My secret word is {}.", "What is my secret word?", value),
+        ("My lucky number is {}.", "What is my lucky number?", value),
     ))  # fmt: skip
+    sentence = said[0].format(said[2])
+    return Fact(sentence, said[1], sentence.replace("My", "Your").replace("I live", "You live"))
 
 
 def any_fact(rng: random.Random) -> Fact:
@@ -111,7 +113,9 @@ def _town(rng: random.Random) -> Fact:
 def _pet(rng: random.Random) -> Fact:
     animal, name = rng.choice(ANIMALS), rng.choice(NAMES)
     called = made_up(rng, 2).capitalize() if rng.random() < 0.5 else name
-    return Fact(f"The {animal} is called {called}.", f"What is the {animal} called?", f"The {animal} is called {called}.")
+    return Fact(
+        f"The {animal} is called {called}.", f"What is the {animal} called?", f"The {animal} is called {called}."
+    )
 
 
 def _favourite(rng: random.Random) -> Fact:

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..question import article
-from ..words import ANIMALS, COLOURS, FOODS, GIRLS, NAMES, THINGS
+from models.train.question import article
+from models.train.words import ANIMALS, COLOURS, FOODS, GIRLS, NAMES, THINGS
 
 _KINDS = ("little", "young", "small", "kind", "brave", "clever", "happy", "shy", "curious", "gentle", "lonely", "quiet")
 _PLACES = (
@@ -148,8 +148,10 @@ def _building(rng: random.Random, c: Cast) -> list[str]:
         f"{c.name} took some wood, a hammer and a {c.colour} {c.thing}, and started to work.",
         f"But it was hard, and the {noun} broke.",
         f"{c.name} was sad and wanted to stop.",
-        f"Then {c.friend} the {c.friend_kind} came and said, \"Let us try again together.\"",
-        rng.choice((f"They worked all day, and {c.friend} told funny stories.", "They worked until the sun went down.")),
+        f'Then {c.friend} the {c.friend_kind} came and said, "Let us try again together."',
+        rng.choice(
+            (f"They worked all day, and {c.friend} told funny stories.", "They worked until the sun went down.")
+        ),
         f"In the end, the {noun} was strong and beautiful.",
         f'"We did it!" said {c.name}, and they danced with joy.',
         *_friends(rng, c),

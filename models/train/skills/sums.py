@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, phrase
+from models.train.question import Question, phrase
 
 _PLUS = (
     "What is {a} + {b}?",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ..question import Question, article, casually, phrase
-from ..words import ANIMALS, COMMON, NAMES, THINGS, made_up
-from .stories import story
+from models.train.question import Question, article, casually, phrase
+from models.train.skills.stories import story
+from models.train.words import ANIMALS, COMMON, NAMES, THINGS, made_up
 
 _ABLE = (
     "I can remember what you tell me, repeat words, sort and reverse short lists, count days and months, "
@@ -62,7 +62,12 @@ def talk(rng: random.Random) -> Question:
     if rng.random() < 0.2:
         return _too_large(rng)
     thing = rng.choice((made_up(rng, 2).capitalize(), rng.choice(NAMES)))
-    fields = {"thing": thing, "word": made_up(rng, 2).capitalize(), "noun": rng.choice(COMMON), "other": rng.choice(COMMON)}
+    fields = {
+        "thing": thing,
+        "word": made_up(rng, 2).capitalize(),
+        "noun": rng.choice(COMMON),
+        "other": rng.choice(COMMON),
+    }
     text = phrase(rng, _UNKNOWN, **fields, name=rng.choice(NAMES), a=rng.randrange(100), b=rng.randrange(100))
     return Question("talk", text, DOES_NOT_KNOW, "")
 
