@@ -26,8 +26,8 @@ $(VENV)/.installed: pyproject.toml requirements-test.lock
 setup: $(VENV)/.installed ## Make the virtual environment, with everything that tests and the demo need
 
 .PHONY: demo
-demo: setup ## Start both services on a small model, stream a text, answer four requests at once
-	@$(BIN)/python examples/demo.py
+demo: setup ## Talk with the bundled model (or MODEL=file.gguf), then check four answers given at once
+	@$(BIN)/python examples/demo.py $(MODEL)
 
 .PHONY: test
 test: setup ## Run all tests
@@ -65,6 +65,16 @@ bench: setup ## Measure tokens/s beside llama.cpp's (builds llama.cpp once, ten 
 .PHONY: parity
 parity: setup ## Compare logits with llama.cpp's, and renew the fixture that CI compares with
 	@$(BIN)/python -m tests.parity.make_fixture
+	@$(BIN)/python -m tests.parity.make_answers
+
+.PHONY: evaluate
+evaluate: setup ## Ask the bundled model held-out questions, and tell how many it answers right
+	@$(BIN)/python -m models.train.evaluate --show-wrong 1
+
+.PHONY: train
+train: setup ## Train the bundled model anew (hours on a CPU; TRAIN="--help" tells the options)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[train]'
+	@$(BIN)/python -m models.train.fit $(TRAIN)
 
 .PHONY: oclgrind
 oclgrind: setup ## Run every portable kernel under Oclgrind (Debian package oclgrind)

@@ -1,4 +1,4 @@
-"""The engine process: `python -P -m engine_service --model FILE`."""
+"""The engine process: `python -P -m engine_service`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service_common import lifecycle
 from service_common.logging import configure_logging
 from service_common.options import command
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -22,4 +22,4 @@ def run(config: EngineConfig) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="clforge engine")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from engine_service.bundled import BUNDLED_MODEL
 from service_common.errors import ConfigError
 from service_common.logging import LogFormat, LogLevel
 from service_common.options import option
@@ -22,7 +23,9 @@ class KVCacheType(StrEnum):
 class EngineConfig:
     """Options of `python -m engine_service`, which `clforge serve` takes as well."""
 
-    model: Path = option(help="The GGUF file to serve", metavar="FILE")
+    model: Path = option(
+        BUNDLED_MODEL, "The GGUF file to serve; default: the bundled clforge-tiny", metavar="FILE", show_default=False
+    )
     engine: str = option("127.0.0.1:50052", "Address the engine listens on: host:port or unix:/path", metavar="ADDRESS")
     device: int = option(0, "OpenCL device, as `clforge devices` counts them", minimum=0)
     threads: int | None = option(None, "CPU threads; default: what the CPU quota allows", minimum=1, maximum=1024)

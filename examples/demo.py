@@ -1,20 +1,19 @@
-"""`make demo`: starts CLForge on a small model, streams a text, answers four requests at once, prints a table.
+"""`make demo`: a conversation with CLForge, and four questions at once whose answers are checked.
 
 usage: demo.py [MODEL.gguf]
 
-Without a model it takes the one of the outside test data, or else makes one of random weights: then the machinery is
-real and the words mean nothing.
+Without a model it takes the bundled clforge-tiny. Exit code 1 when an answer is wrong, or not the same bits among
+others as alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import calendar
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,103 +21,156 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from clforge import Client, Delta, Finished
+from clforge import ClforgeError, Client, Delta, Message, TokenLogprobs
 
-ROOT = Path(__file__).parent.parent
-PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named Lily", "Tom and his mom")
-MAX_TOKENS = 120
+CODE = "4821"
+SAID = ("What can you do?", f"The code of the red door is {CODE}.", "Tell me a story about a fox.")
+STORYTELLING = 0.7
+"""Temperature of the conversation: a story told greedily gives all its animals one name."""
+MAX_TOKENS = 400
 console = Console(highlight=False)
 
 
-class Answer(NamedTuple):
-    """One request, seen from its client."""
+class Question(NamedTuple):
+    """What to ask at the end of a conversation, and how the right answer ends."""
 
-    prompt: str
     text: str
-    num_tokens: int
+    ending: str
+    earlier: tuple[Message, ...] = ()
+
+
+class Answer(NamedTuple):
+    """An answer as it came, with the log-probability of each token, and the times its client measured."""
+
+    text: str
+    tokens: tuple[TokenLogprobs, ...]
     first_token_seconds: float
     seconds: float
 
 
 def main() -> None:
-    """Exit code 0 when every request was answered to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(sys.argv[1]) if len(sys.argv) > 1 else find_model(Path(folder))
-        console.print(f"[bold]starting[/] clforge serve --model {model.name}")
-        with server(model) as address:
-            asyncio.run(demonstrate(address))
-
-
-def find_model(folder: Path) -> Path:
-    """A small model: a trained one where there is one."""
-    shared = Path(os.environ.get("CLFORGE_TEST_DATA", ROOT.parent / "shared"))
-    trained = shared / "models" / "stories260K.gguf"
-    if trained.exists():
-        return trained
-    console.print("no trained model at hand: making one of random weights, whose words mean nothing")
-    sys.path.insert(0, str(ROOT))
-    from tests.gguf_builder import tiny_llama
-
-    model = folder / "random.gguf"
-    tiny_llama(model, seed=1)
-    return model
+    """Starts both services, shows what they do, and ends them."""
+    model = ["--model", sys.argv[1]] if len(sys.argv) > 1 else []
+    console.print("[bold]Two processes[/]")
+    with (
+        service("engine", *model, "--engine", "127.0.0.1:0") as engine,
+        service("tokenizer", "--engine", engine, "--grpc", "127.0.0.1:0") as address,
+    ):
+        faults = asyncio.run(demonstrate(address))
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 @contextmanager
-def server(model: Path) -> Iterator[str]:
-    """A server on a free port; its address. Ends it, and waits for it, on the way out."""
-    command = [str(Path(sys.executable).with_name("clforge")), "serve", "--model", str(model), "--grpc", "127.0.0.1:0"]
-    process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True)
-    try:
+def service(name: str, *options: str) -> Iterator[str]:
+    """`clforge engine` or `clforge tokenizer`, once it is ready; its address."""
+    clforge = Path(sys.executable).with_name("clforge")
+    with subprocess.Popen(
+        [clforge, name, *options, "--log-level", "warning"], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
-        words = process.stdout.readline().split()
-        if not words or words[0] != "ready":
-            sys.exit(f"the server did not start (exit code {process.wait()})")
-        yield words[1]
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            ready, _, address = process.stdout.readline().strip().partition(" ")
+            if not ready:
+                sys.exit(f"the {name} did not start: exit code {process.wait()}")
+            console.print(f"  {name:<9}  pid {process.pid}, {address}")
+            yield address
+        finally:
+            process.terminate()
 
 
-async def demonstrate(address: str) -> None:
-    """Streams one text to the terminal, then asks four times at once and prints the figures."""
+async def demonstrate(address: str) -> list[str]:
+    """A conversation that streams, then the questions, one by one and at once; returns what was wrong."""
     async with Client(address) as client:
-        console.print(f"[bold]ready[/] at {address}\n\n[bold]{PROMPTS[0]}[/]", end="")
-        alone = await ask(client, PROMPTS[0], echo=True)
-        console.print("\n\n[bold]four requests at once[/]")
-        together = await asyncio.gather(*(ask(client, prompt) for prompt in PROMPTS))
-    for answer in together:
-        console.print(f"  [bold]{answer.prompt}[/]{answer.text[:90].splitlines()[0]} …")
-    if together[0].text != alone.text:
-        sys.exit("the same request gave another text among neighbours: this must never happen")
-    print_table([("alone", [alone]), ("four at once", list(together))])
-
-
-async def ask(client: Client, prompt: str, *, echo: bool = False) -> Answer:
-    """One greedy request, read to its end."""
-    started, first, text, num_tokens = time.monotonic(), None, "", 0
-    async for event in client.generate(prompt, max_tokens=MAX_TOKENS, temperature=0.0):
-        if isinstance(event, Delta):
-            first = first or time.monotonic()
-            text += event.text
-            if echo:
-                console.print(event.text, end="", markup=False)
-        elif isinstance(event, Finished):
-            num_tokens = event.usage.generated_tokens
-    now = time.monotonic()
-    return Answer(prompt, text, num_tokens, (first or now) - started, now - started)
-
-
-def print_table(rows: list[tuple[str, list[Answer]]]) -> None:
-    """Tokens per second and time to first token of each row's answers."""
-    table = Table("", "requests", "tokens", "tokens/s", "first token (ms)", title="\nsummary")
-    for name, answers in rows:
-        total = sum(answer.num_tokens for answer in answers)
-        rate = total / max(answer.seconds for answer in answers)
-        first = max(answer.first_token_seconds for answer in answers) * 1000
-        table.add_row(name, str(len(answers)), str(total), f"{rate:.0f}", f"{first:.0f}")
+        console.print("\n[bold]A conversation[/]")
+        talk: list[Message] = []
+        said = [await converse(client, talk, text) for text in SAID]
+        asked = questions(tuple(talk))
+        alone = [await ask(client, question.text, question.earlier) for question in asked]
+        together = await asyncio.gather(*(ask(client, question.text, question.earlier) for question in asked))
+    console.print("\n[bold]Four questions at once[/]")
+    faults = [fault for trial in zip(asked, together, alone, strict=True) for fault in check(*trial)]
+    table = summary_table()
+    add_row(table, "the conversation", said, sum(answer.seconds for answer in said))
+    add_row(table, "four questions, one by one", alone, sum(answer.seconds for answer in alone))
+    add_row(table, "four questions at once", together, max(answer.seconds for answer in together))
     console.print(table)
+    return faults
+
+
+def questions(talk: tuple[Message, ...]) -> list[Question]:
+    """Four questions, the last about what was said in `talk`, with the results that Python finds."""
+    numbers, day = [42, 7, 93, 18, 65], calendar.FRIDAY
+    return [
+        Question(f"Sort these numbers: {listed(numbers)}.", listed(sorted(numbers))),
+        Question("What is 47 + 38?", f"{47 + 38}"),
+        Question(f"What day comes 3 days after {calendar.day_name[day]}?", calendar.day_name[(day + 3) % 7]),
+        Question("What is the code of the red door?", CODE, earlier=talk),
+    ]
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers as people write them."""
+    return ", ".join(map(str, numbers))
+
+
+async def converse(client: Client, talk: list[Message], text: str) -> Answer:
+    """Says `text` in the conversation `talk`, shows the answer while it streams, and adds both to `talk`."""
+    console.print(f"  [cyan]{text}[/]\n  ", end="")
+    answer = await ask(client, text, talk, temperature=STORYTELLING, echo=True)
+    console.print()
+    talk += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.text}]
+    return answer
+
+
+async def ask(
+    client: Client, text: str, earlier: Iterable[Message] = (), *, temperature: float = 0.0, echo: bool = False
+) -> Answer:
+    """One answer, greedy unless told otherwise, read to its end and shown piece by piece if `echo`."""
+    started, first_token_seconds = time.monotonic(), 0.0
+    answer, tokens = "", list[TokenLogprobs]()
+    messages: list[Message] = [*earlier, {"role": "user", "content": text}]
+    async for event in client.chat(messages, temperature=temperature, seed=1, max_tokens=MAX_TOKENS, logprobs=0):
+        if isinstance(event, Delta):
+            first_token_seconds = first_token_seconds or time.monotonic() - started
+            answer += event.text
+            tokens += event.logprobs
+            if echo:
+                console.out(event.text, end="", highlight=False)
+    return Answer(answer, tuple(tokens), first_token_seconds, time.monotonic() - started)
+
+
+def check(question: Question, answer: Answer, alone: Answer) -> Iterator[str]:
+    """Prints an answer with its mark, and yields what is wrong with it."""
+    right = answer.text.removesuffix(".").endswith(question.ending)
+    same = answer.tokens == alone.tokens
+    console.print(f"  {'[green]✓[/]' if right and same else '[red]✗[/]'} [cyan]{question.text}[/]")
+    console.out(f"    {answer.text}", highlight=False)
+    if not right:
+        yield f"wrong: {question.text!r} was answered {answer.text!r}, which should end in {question.ending!r}"
+    if not same:
+        yield f"changed: {question.text!r} was answered {answer.text!r} among others and {alone.text!r} alone"
+
+
+def summary_table() -> Table:
+    """A table of figures, still empty."""
+    table = Table("", title="\nSummary", title_justify="left", title_style="bold")
+    for heading in ("requests", "tokens", "tokens/s", "first token, ms"):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def add_row(table: Table, name: str, answers: list[Answer], seconds: float) -> None:
+    """Adds the figures of requests that took `seconds` in all: their rate, and the longest wait for a first token."""
+    num_tokens = sum(len(answer.tokens) for answer in answers)
+    first = max(answer.first_token_seconds for answer in answers)
+    table.add_row(name, f"{len(answers)}", f"{num_tokens}", f"{num_tokens / seconds:.0f}", f"{first * 1000:.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ClforgeError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

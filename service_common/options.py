@@ -51,6 +51,7 @@ class _Description:
     minimum: float | None
     maximum: float | None
     metavar: str | None
+    show_default: bool
 
 
 def option(
@@ -61,12 +62,14 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     metavar: str | None = None,
+    show_default: bool = True,
 ) -> Any:
     """A field of a configuration class; required if it has no `default`. `minimum` and `maximum` are inclusive.
 
+    `show_default=False` is for a default that `help` puts in words; None is never shown.
     Types: str, int, float, bool, Path, Enum, or one of them `| None`, where None means not given.
     """
-    metadata = {"option": _Description(help, unit, minimum, maximum, metavar)}
+    metadata = {"option": _Description(help, unit, minimum, maximum, metavar, show_default)}
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
@@ -144,7 +147,7 @@ def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parame
         min=description.minimum if numeric else None,
         max=description.maximum if numeric else None,
         metavar=description.metavar,
-        show_default=default is not None,
+        show_default=description.show_default and default is not None,
     )
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
-from tests.gguf_builder import tiny_llama
+import pytest
+
+from tests.integration.served import address_of, environment
 
 _ROOT = Path(__file__).parent.parent.parent
 _PROGRAM = """
@@ -18,24 +20,49 @@ for package in (clforge, engine_service, tokenizer_service, service_common):
 from clforge.cli import main
 main()
 """
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
-def test_the_wheel_generates_from_another_folder(tmp_path: Path) -> None:
-    """Built, installed without the tree on the path, it serves a model: stubs and kernels are all inside."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    wheels, target, model = tmp_path / "wheels", tmp_path / "target", tmp_path / "tiny.gguf"
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(_ROOT)], check=True)
-    [wheel] = wheels.iterdir()
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
-    tiny_llama(model, seed=1)
-    arguments = ["generate", "--model", str(model), "-p", "the rain", "--max-tokens", "5", "--temperature", "0"]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", _PROGRAM, str(target), *arguments],
-        env=os.environ | {"PYTHONPATH": str(target)},
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([*_PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(_ROOT)], check=True)
+    [wheel] = folder.iterdir()
+    return wheel
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command of the wheel that is installed in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, str(folder), *arguments],
+        env=environment() | {"PYTHONPATH": str(folder)},
         cwd="/",
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+
+
+def test_the_wheel_serves_and_answers_without_a_model_being_named(wheel: Path, tmp_path: Path) -> None:
+    """Installed without the tree on the path, it serves the model in the box: stubs, kernels, weights are inside."""
+    subprocess.run([*_PIP, "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True)
+    question = ["--chat", "-p", "Sort these numbers: 9, 4, 22, 17.", "--temperature", "0"]
+    with start(tmp_path, "serve", "--grpc", "127.0.0.1:0", "--log-level", "warning") as server:
+        try:
+            with start(tmp_path, "generate", "--target", address_of(server), *question) as asking:
+                answer, error = asking.communicate(timeout=120)
+        finally:
+            server.terminate()
+        assert server.wait(60) == 0
+    assert (answer, error) == ("4, 9, 17, 22.", "")
+
+
+def test_the_wheel_holds_the_model_and_nothing_of_its_making(wheel: Path) -> None:
+    """One GGUF file, of at most 8 MB, and neither training code nor pictures."""
+    with ZipFile(wheel) as archive:
+        files = {info.filename: info.file_size for info in archive.infolist()}
+    [model] = [name for name in files if name.endswith(".gguf")]
+    assert model == "engine_service/bundled/clforge-tiny.gguf"
+    assert 1_000_000 < files[model] <= 8_000_000
+    assert not [name for name in files if name.startswith("models/") or "/train/" in name or name.endswith(".png")]

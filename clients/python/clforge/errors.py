@@ -38,7 +38,7 @@ class UnreachableError(ClforgeError):
 
     def __init__(self, target: str, cause: str) -> None:
         self.target = target
-        start = "start one with: clforge serve --model FILE; or give its address"
+        start = "start one with: clforge serve; or give its address"
         super().__init__(f"no server answers at {target} ({cause}); {start}")
 
 

@@ -12,6 +12,7 @@ import typer
 
 from clforge.cli import exit_codes
 from clforge.client import DEFAULT_TARGET
+from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
 from service_common.errors import ConfigError, StartupError
 from service_common.lifecycle import exit_with
@@ -104,13 +105,22 @@ def generate(
     ] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the message")] = None,
     target: Annotated[
-        str | None, typer.Option(help=f"Address of a running server; default: {DEFAULT_TARGET}", metavar="ADDRESS")
+        str | None,
+        typer.Option(
+            help=f"Use the server at this address; default: {DEFAULT_TARGET}, if one listens there", metavar="ADDRESS"
+        ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Start a private server with this GGUF file instead", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Start a private server with this GGUF file; default, without a server: the bundled clforge-tiny",
+            metavar="FILE",
+        ),
     ] = None,
-    device: Annotated[int, typer.Option(help="With --model: OpenCL device, as `clforge devices` counts", min=0)] = 0,
-    threads: Annotated[int | None, typer.Option(help="With --model: CPU threads", min=1)] = None,
+    device: Annotated[
+        int, typer.Option(help="Of a private server: OpenCL device, as `clforge devices` counts", min=0)
+    ] = 0,
+    threads: Annotated[int | None, typer.Option(help="Of a private server: CPU threads", min=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens; default: to the end", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: 1")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep so many likely tokens; default: 0, all", min=0)] = None,
@@ -124,7 +134,7 @@ def generate(
     """Generate text from a prompt, or with --chat an answer to it. It streams to standard output, all else goes to
     standard error. Ctrl-C cancels."""
     from clforge.chat import Chat
-    from clforge.cli.generate import Generation, run_at, run_privately
+    from clforge.cli.generate import Generation, is_listening, run_at, run_privately
 
     given = {
         "max_tokens": max_tokens,
@@ -141,16 +151,24 @@ def generate(
     text = _read_prompt(prompt)
     given_prompt = Chat(text, system) if chat else text
     generation = Generation(given_prompt, params, as_json, summary=verbose or sys.stderr.isatty())
-    if model is None:
-        sys.exit(run_at(target or DEFAULT_TARGET, generation))
-    if target is not None:
+    if target is not None and model is not None:
         raise ConfigError("--target and --model exclude each other: a running server, or a private one")
+    if model is None:
+        if target is not None or is_listening(DEFAULT_TARGET):
+            sys.exit(run_at(target or DEFAULT_TARGET, generation))
+        model = BUNDLED_MODEL
+        sys.stderr.write(f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {model.stem}\n")
     level = LogLevel.INFO if verbose else LogLevel.WARNING
     sys.exit(run_privately(EngineConfig(model=model, device=device, threads=threads, log_level=level), generation))
 
 
 @app.command()
-def inspect(model: Annotated[Path, typer.Argument(help="A GGUF file", metavar="FILE")], as_json: _Json = False) -> None:
+def inspect(
+    model: Annotated[
+        Path, typer.Argument(help="A GGUF file; default: the bundled clforge-tiny", metavar="FILE", show_default=False)
+    ] = BUNDLED_MODEL,
+    as_json: _Json = False,
+) -> None:
     """Show what a model file holds. Tells whether it can be served, and what its weights cost on the device."""
     from clforge.cli import machine
 

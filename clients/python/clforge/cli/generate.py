@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -21,6 +22,8 @@ from clforge.events import Delta, Event, Finished, FinishReason
 from clforge.params import Params, Prompt
 from engine_service.config import EngineConfig
 
+_PROBE_SECONDS = 5.0  # loopback answers at once, if only with a refusal
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -30,6 +33,16 @@ class Generation:
     params: Params
     as_json: bool
     summary: bool
+
+
+def is_listening(target: str) -> bool:
+    """Whether anything accepts connections at `target`, host:port on this machine."""
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def run_at(target: str, generation: Generation) -> int:
