@@ -57,10 +57,14 @@ def _conversation(rng: random.Random, num_turns: int) -> list[Segment]:
 
 def _told(rng: random.Random, turns: list[Question]) -> list[Question]:
     """``turns`` between a fact that the user tells and the question about it."""
+    asked = draw(rng, _about_a_fact)
+    told = rng.choice(("{}", "{}", "Remember this: {}", "Hello! {}")).format(asked.key)
+    return [Question("recall", told, "I will remember that.", asked.key), *turns, asked]
+
+
+def _about_a_fact(rng: random.Random) -> Question:
     fact = any_fact(rng) if rng.random() < 0.5 else personal(rng)
-    told = rng.choice(("{}", "{}", "Remember this: {}", "Hello! {}")).format(fact.sentence)
-    first = Question("recall", told, "I will remember that.", fact.sentence)
-    return [first, *turns, Question("recall", fact.question, fact.answer, fact.sentence)]
+    return Question("recall", fact.question, fact.answer, fact.sentence)
 
 
 def document(rng: random.Random, turns: list[Question], *, system: bool = True) -> list[Segment]:

@@ -26,7 +26,7 @@ from models.train.report import Answer, Report
 from service_common.logging import LogLevel
 
 _MAX_TOKENS = 256
-"""Of an answer; right ones have half as many."""
+"""Of an answer; right ones have fewer than 100."""
 _MAX_CONCURRENT = 64
 _errors = Console(stderr=True)
 

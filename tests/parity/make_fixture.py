@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +30,31 @@ def main() -> None:
         for number, case in enumerate(CASES, 1):
             path = make_model(case, shared_data, Path(folder), python)
             exact = ReferenceModel(path).logits(TOKEN_IDS)
-            theirs = distance(_peer_logits(path, shared_data, python), exact)
+            theirs = distance(peer_logits(path, shared_data, python), exact)
             ours = distance(logits(path, TOKEN_IDS, kv_cache_type=case.kv_cache_type), exact)
             print(
                 f"{number:2}/{len(CASES)} {case.name:32} ours {ours:.2e}  llama.cpp {theirs:.2e}  {ours / theirs:.2f} ×"
             )
-            record[case.name] = {"sha256": _sha256(path), "llama_cpp_distance": theirs}
+            record[case.name] = {"sha256": file_sha256(path), "llama_cpp_distance": theirs}
             _keep(case, path)
     document = {"llama_cpp": peer_version(), "token_ids": TOKEN_IDS, "cases": record}
     (FIXTURE / "fixture.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _peer_logits(path: Path, shared_data: Path, python: str) -> NDArray[np.float32]:
-    out = path.with_suffix(".npy")
-    command = [python, str(shared_data / "tools/llamacpp_logits.py"), str(path), str(out), *map(str, TOKEN_IDS)]
-    subprocess.run(command, check=True, capture_output=True)
-    result: NDArray[np.float32] = np.load(out)
+def peer_logits(
+    path: Path, shared_data: Path, python: str, token_ids: Sequence[int] = TOKEN_IDS
+) -> NDArray[np.float32]:
+    """llama.cpp's logits (len(token_ids), vocab_size) after each token."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits.npy"
+        command = [python, str(shared_data / "tools/llamacpp_logits.py"), str(path), str(out), *map(str, token_ids)]
+        subprocess.run(command, check=True, capture_output=True)
+        result: NDArray[np.float32] = np.load(out)
     return result
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Names a model file in the fixture."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
