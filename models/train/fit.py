@@ -13,10 +13,11 @@ import jax
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from tokenizers import Tokenizer
 
 from models.train import checkpoint, gguf_file, vocabulary
 from models.train.batches import Recipe, batches
-from models.train.checkpoint import Progress
+from models.train.checkpoint import Options, Progress
 from models.train.curve import draw_curve
 from models.train.held_out import Examiner
 from models.train.optimizer import State, Step, make_optimizer, make_step
@@ -28,45 +29,55 @@ _EXAMINATIONS = 5
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, picture and model.")] = Path("build/train"),
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all.", min=_EXAMINATIONS)] = 8000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.", min=_EXAMINATIONS)] = 9000,
     tokens_per_step: Annotated[int, typer.Option(help="Tokens of a batch.", min=1024)] = 8192,
     peak: Annotated[float, typer.Option(help="Largest learning rate of the matrices.", min=0.0)] = 0.005,
     layers: Annotated[int, typer.Option(help="Layers of the model.", min=1)] = Shape().num_layers,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes that make examples.", min=1)] = 1,
     from_gguf: Annotated[
-        Path | None, typer.Option(help="Start from this model's weights, not from random ones.", exists=True)
+        Path | None, typer.Option(help="Start from this model's weights and vocabulary.", exists=True, dir_okay=False)
     ] = None,
 ) -> None:
     """Trains, with a checkpoint every two minutes; then writes clforge-tiny.gguf and a picture, training.png."""
+    options: Options = {
+        "--steps": steps,
+        "--tokens-per-step": tokens_per_step,
+        "--peak": peak,
+        "--layers": layers,
+        "--seed": seed,
+        "--from-gguf": str(from_gguf) if from_gguf else None,
+    }
+    shape, optimizer, saved = Shape(num_layers=layers), make_optimizer(peak, steps), out / "checkpoint.npz"
+    try:
+        params, tokenizer = _start(from_gguf, shape, seed)
+        state, progress = (params, optimizer.init(params)), Progress([], [])
+        if saved.exists():
+            state, progress = checkpoint.restore(saved, state, options)
+            typer.echo(f"going on after step {len(progress.losses)} of {saved}")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     out.mkdir(parents=True, exist_ok=True)
-    shape, tokenizer = Shape(num_layers=layers), vocabulary.learn(seed)
-    optimizer = make_optimizer(peak, steps)
-    params = _file_weights(from_gguf, shape) if from_gguf else initial(shape, seed)
-    state, progress = (params, optimizer.init(params)), Progress([], [])
-    saved = out / "checkpoint.npz"
-    if saved.exists():
-        state, progress = checkpoint.restore(saved, state)
-        typer.echo(f"going on after step {len(progress.losses)} of {saved}")
     recipe = Recipe(tokenizer.to_str(), seed, tokens_per_step)
-    run = _Run(saved, steps, recipe, workers, Examiner(tokenizer, shape))
+    run = _Run(saved, options, steps, recipe, workers, Examiner(tokenizer, shape))
     params = run.finish(state, progress, jax.jit(make_step(optimizer, shape), donate_argnums=0))
     gguf_file.write(out / "clforge-tiny.gguf", params, shape, tokenizer)
     draw_curve(out / "training.png", progress, tokens_per_step)
     typer.echo(f"wrote {out / 'clforge-tiny.gguf'} and {out / 'training.png'}")
 
 
-def _file_weights(path: Path, shape: Shape) -> Params:
-    try:
-        return gguf_file.read(path, shape)
-    except KeyError as missing:
-        raise typer.BadParameter(f"{path} has no tensor {missing}: --layers must be what the file has") from None
+def _start(from_gguf: Path | None, shape: Shape, seed: int) -> tuple[Params, Tokenizer]:
+    """Weights and the vocabulary that they are for. ValueError for a file that cannot be trained."""
+    if from_gguf is not None:
+        return gguf_file.read(from_gguf, shape)
+    return initial(shape, seed), vocabulary.learn(seed)
 
 
 class _Run(NamedTuple):
     """The loop and what it needs."""
 
     saved: Path
+    options: Options
     steps: int
     recipe: Recipe
     workers: int
@@ -84,10 +95,10 @@ class _Run(NamedTuple):
                 recent = progress.losses[-50:]
                 rate = (number - done) * self.recipe.tokens_per_step / (time.monotonic() - started)
                 bar.update(task, advance=1, loss=sum(recent) / len(recent), rate=rate)
-                if number % (self.steps // _EXAMINATIONS) == 0:
+                if number * _EXAMINATIONS % self.steps < _EXAMINATIONS:
                     self._examine(state[0], progress, bar)
                 if time.monotonic() - last_saved > _SAVE_EVERY_SECONDS or number == self.steps:
-                    checkpoint.save(self.saved, state, progress)
+                    checkpoint.save(self.saved, state, progress, self.options)
                     last_saved = time.monotonic()
         return state[0]
 

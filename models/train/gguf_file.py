@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models.train.transformer import Layer, Params, Shape, matrices
-from models.train.vocabulary import CHAT_TEMPLATE, END, PRE_TOKENIZER, START
+from models.train.transformer import Layer, Params, Shape, initial, matrices
+from models.train.vocabulary import CHAT_TEMPLATE, END, PRE_TOKENIZER, START, known
 
 CONTEXT_LENGTH = 1024
 
@@ -22,7 +22,8 @@ def write(path: Path, params: Params, shape: Shape, tokenizer: Tokenizer) -> Non
     writer = gguf.GGUFWriter(path, "llama")
     _write_description(writer, shape)
     _write_vocabulary(writer, tokenizer)
-    for name, tensor in _tensors(params):
+    for name, weight in _named(params).items():
+        tensor = np.asarray(weight, np.float32)
         if tensor.ndim == 1:
             writer.add_tensor(name, tensor)
         else:
@@ -34,28 +35,34 @@ def write(path: Path, params: Params, shape: Shape, tokenizer: Tokenizer) -> Non
     writer.close()
 
 
-def read(path: Path, shape: Shape) -> Params:
-    """Weights of a file that :func:`write` made, to go on training from.
+def read(path: Path, shape: Shape) -> tuple[Params, Tokenizer]:
+    """Weights and vocabulary of a file that :func:`write` made, to go on training from.
 
     Raises:
-        KeyError: the file has fewer layers than ``shape``.
+        ValueError: it is no GGUF file, or its tensors are not those of ``shape``.
     """
-    found = {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in gguf.GGUFReader(path).tensors}
+    reader = gguf.GGUFReader(path)
+    sizes = {name: like.shape for name, like in _named(jax.eval_shape(lambda: initial(shape, 0))).items()}
+    if {each.name: tuple(map(int, each.shape[::-1])) for each in reader.tensors} != sizes:
+        raise ValueError(f"{path} holds another model than one of {shape.num_layers} layers that was trained here")
+    found = {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in reader.tensors}
 
-    def weight(name: str) -> jnp.ndarray:
+    def weight(name: str) -> jax.Array:
         return jnp.asarray(found[f"{name}.weight"], jnp.float32)
 
     def layer(index: int) -> Layer:
         return {name: weight(f"blk.{index}.{name}") for name in (*matrices(shape), "attn_norm", "ffn_norm")}
 
-    return Params(weight("token_embd"), [layer(index) for index in range(shape.num_layers)], weight("output_norm"))
+    params = Params(weight("token_embd"), [layer(index) for index in range(shape.num_layers)], weight("output_norm"))
+    tokens, merges = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
+    return params, known(tokens, merges)
 
 
-def _tensors(params: Params) -> list[tuple[str, NDArray[np.float32]]]:
+def _named(params: Params) -> dict[str, jax.Array]:
     named = {"token_embd": params.token_embd, "output_norm": params.output_norm}
     for index, layer in enumerate(params.layers):
         named |= {f"blk.{index}.{name}": weight for name, weight in layer.items()}
-    return [(f"{name}.weight", np.asarray(tensor, np.float32)) for name, tensor in named.items()]
+    return {f"{name}.weight": weight for name, weight in named.items()}
 
 
 def _write_description(writer: gguf.GGUFWriter, shape: Shape) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -27,13 +28,8 @@ CHAT_TEMPLATE = (
 
 
 def learn(seed: int, num_examples: int = 20_000) -> Tokenizer:
-    """A vocabulary of ``SIZE`` tokens from ``num_examples`` examples, the special ones first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    tokenizer.decoder = decoders.ByteLevel()
+    """A vocabulary of ``SIZE`` tokens from ``num_examples`` examples, held-out ones too, the special ones first."""
+    tokenizer = _tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=SIZE,
         special_tokens=list(SPECIAL_IDS),
@@ -41,6 +37,24 @@ def learn(seed: int, num_examples: int = 20_000) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(random.Random(seed), num_examples), trainer)
+    return tokenizer
+
+
+def known(tokens: Sequence[str], merges: Sequence[str]) -> Tokenizer:
+    """The vocabulary of a file: its tokens by id, and its merges in order, each two tokens with a space between."""
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    tokenizer = _tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, pairs))
+    tokenizer.add_special_tokens(list(SPECIAL_IDS))
+    return tokenizer
+
+
+def _tokenizer(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
