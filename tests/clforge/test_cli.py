@@ -80,6 +80,8 @@ async def run(*arguments: str, stdin: bytes = b"") -> Ended:
         ["generate", "-p", "x", "--top-k", "-1"],
         ["serve", "--model", "x", "--no-such-option"],
         ["generate", "-p", "x", "--model", "m", "--target", "t"],
+        ["generate", "-p", "x", "--device", "0", "--target", "t"],
+        ["generate", "-p", "x", "--threads", "1", "--target", "t"],
         ["generate", "-p", "x", "--system", "y"],
     ],
 )

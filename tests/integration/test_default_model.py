@@ -48,6 +48,14 @@ def test_generate_without_a_server_starts_one_and_says_so(free_address: str) -> 
     assert "".join(event.get("text", "") for event in events).endswith("47 + 38 = 85.")
 
 
+def test_options_of_a_private_server_start_one_beside_another() -> None:
+    """--threads would mean nothing to a server that runs already, so that one, here deaf, is left alone."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        done = generate(f"127.0.0.1:{deaf.getsockname()[1]}", "--threads", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("47 + 38 = 85.")
+
+
 def test_generate_never_replaces_a_server_that_was_named(free_address: str) -> None:
     """An explicit --target that does not answer is exit code 3, whatever listens elsewhere."""
     done = generate(free_address, "--target", free_address)

@@ -118,9 +118,12 @@ def generate(
         ),
     ] = None,
     device: Annotated[
-        int, typer.Option(help="Of a private server: OpenCL device, as `clforge devices` counts", min=0)
-    ] = 0,
-    threads: Annotated[int | None, typer.Option(help="Of a private server: CPU threads", min=1)] = None,
+        int | None,
+        typer.Option(help="Start a private server on this OpenCL device; default: 0 of `clforge devices`", min=0),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Start a private server with so many CPU threads; default: the quota", min=1)
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens; default: to the end", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: 1")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep so many likely tokens; default: 0, all", min=0)] = None,
@@ -151,15 +154,19 @@ def generate(
     text = _read_prompt(prompt)
     given_prompt = Chat(text, system) if chat else text
     generation = Generation(given_prompt, params, as_json, summary=verbose or sys.stderr.isatty())
-    if target is not None and model is not None:
-        raise ConfigError("--target and --model exclude each other: a running server, or a private one")
-    if model is None:
+    private = {"model": model, "device": device, "threads": threads}
+    wanted = [f"--{name}" for name, value in private.items() if value is not None]
+    if target is not None and wanted:
+        raise ConfigError(f"--target and {wanted[0]} exclude each other: a running server, or a private one")
+    if not wanted:
         if target is not None or is_listening(DEFAULT_TARGET):
             sys.exit(run_at(target or DEFAULT_TARGET, generation))
-        model = BUNDLED_MODEL
-        sys.stderr.write(f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {model.stem}\n")
+        sys.stderr.write(
+            f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
+        )
     level = LogLevel.INFO if verbose else LogLevel.WARNING
-    sys.exit(run_privately(EngineConfig(model=model, device=device, threads=threads, log_level=level), generation))
+    engine_config = EngineConfig(model=model or BUNDLED_MODEL, device=device or 0, threads=threads, log_level=level)
+    sys.exit(run_privately(engine_config, generation))
 
 
 @app.command()
