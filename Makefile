@@ -27,7 +27,7 @@ setup: $(VENV)/.installed ## Make the virtual environment, with everything that 
 
 .PHONY: demo
 demo: setup ## Talk with the bundled model (or MODEL=file.gguf), then check four answers given at once
-	@$(BIN)/python examples/demo.py $(MODEL)
+	@$(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
 .PHONY: test
 test: setup ## Run all tests
@@ -87,5 +87,6 @@ lock: ## Renew requirements-test.lock from pyproject.toml
 	"$$fresh/bin/pip" freeze --exclude-editable > requirements-test.lock
 
 .PHONY: clean
-clean: ## Remove the virtual environment and all caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info
+clean: ## Remove the virtual environment and all caches; build/train, which took hours, stays
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist ./*.egg-info
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name train -exec rm -rf {} +; rmdir --ignore-fail-on-non-empty build; fi
