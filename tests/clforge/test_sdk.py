@@ -157,6 +157,14 @@ async def test_what_a_message_cannot_hold_is_refused_by_name(client: Client, nam
     assert caught.value.field == name
 
 
+async def test_a_long_value_is_shown_by_its_beginning(client: Client) -> None:
+    """What is at fault may be a whole book, and the message stays a line."""
+    with pytest.raises(clforge.InvalidRequestError) as caught:
+        client.generate(Chat(["book " * 1_000_000]))  # type: ignore[list-item]
+    assert str(caught.value).startswith("messages[0] is 'book book")
+    assert len(str(caught.value)) < 400
+
+
 async def test_unknown_parameter_is_a_type_error(client: Client) -> None:
     """A misspelt name fails at once and lists the right ones."""
     with pytest.raises(TypeError, match=r"'max_token'; there are .*max_tokens"):

@@ -27,6 +27,7 @@ from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_SHOWN_CHARACTERS = 200  # of a value that is at fault
 
 
 class ClforgeError(Exception):
@@ -184,6 +185,9 @@ def _unpack(status: status_pb2.Status, message: Message) -> bool:
 
 
 def invalid(field: str, value: Any, limit: str) -> InvalidRequestError:
-    """An error for a parameter that cannot even be sent."""
-    message = f"{field} is {value!r}; {limit}"
+    """An error for a parameter that cannot even be sent; a long value is shown by its beginning."""
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARACTERS:
+        shown = f"{shown[:_SHOWN_CHARACTERS]}…"
+    message = f"{field} is {shown}; {limit}"
     return InvalidRequestError(message, code="INVALID_ARGUMENT", reason="BAD_PARAMETER", field=field)
