@@ -17,7 +17,7 @@ from clforge.v1.generation_pb2 import (
 )
 from clforge.v1.tokenizer_pb2 import TextSubmit
 from service_common.errors import Code, InvalidArgumentError, RequestError
-from service_common.outbox import Outbox
+from service_common.outbox import UpdateWriter
 from service_common.status import to_status
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.choice import Choice
@@ -40,7 +40,7 @@ class Generation:
         link: EngineLink,
         encoder: Encoder,
         chat_encoder: ChatEncoder,
-        outbox: Outbox,
+        outbox: UpdateWriter,
         on_ended: Callable[[Generation], None],
     ) -> None:
         """`submit` has been checked and is the generation's from now on. `on_ended` hears of the last update once."""
@@ -60,6 +60,11 @@ class Generation:
         self._choices: dict[int, Choice] = {}
         self._early_stops: dict[int, int] = {}
         self._preparing = asyncio.create_task(self._prepare())
+
+    @property
+    def is_encoding(self) -> bool:
+        """Whether the engine has not been given the request yet."""
+        return self._upstream_id is None and not self.ended
 
     def grant(self, tokens: int) -> None:
         """The client allows `tokens` more per choice."""

@@ -56,6 +56,11 @@ class Session:
         """Requests that still hold their place."""
         return len(self._requests)
 
+    @property
+    def num_encoding_requests(self) -> int:
+        """Requests that the engine has not been given yet. Any thread may ask."""
+        return sum(generation.is_encoding for generation in tuple(self._requests.values()))
+
     async def read(self, messages: AsyncIterator[GenerateTextRequest]) -> None:
         """Acts on the client's messages until it stops sending. A RequestError tells how it broke the protocol."""
         try:
