@@ -62,6 +62,10 @@ format: setup ## Format the code, and mend what the linter can mend
 bench: setup ## Measure tokens/s beside llama.cpp's (builds llama.cpp once, ten minutes)
 	@$(BIN)/python -m benchmarks.bench
 
+.PHONY: identity
+identity: setup ## Compare requests under any load, bit for bit, with the same requests alone (a few minutes)
+	@$(BIN)/python -m tests.identity
+
 .PHONY: parity
 parity: setup ## Compare logits with llama.cpp's, and renew the fixture that CI compares with
 	@$(BIN)/python -m tests.parity.make_fixture
