@@ -59,8 +59,9 @@ format: setup ## Format the code, and mend what the linter can mend
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup ## Measure tokens/s beside llama.cpp's (builds llama.cpp once, ten minutes)
+bench: setup ## Measure tokens/s beside llama.cpp's (builds it once, ten minutes), then how many are served at once
 	@$(BIN)/python -m benchmarks.bench
+	@$(BIN)/python -m benchmarks.serving
 
 .PHONY: identity
 identity: setup ## Compare requests under any load, bit for bit, with the same requests alone (a few minutes)

@@ -1,6 +1,6 @@
 """What the scheduler itself costs a step: schedule and update, without arrays, device or RPCs.
 
-    python -m benchmarks.scheduler
+    python -m benchmarks.serving --only scheduler
 
 256 sequences run at once. As one ends the next comes in, whose prompt begins like all others, so that steps admit, find
 prefixes, copy, grow, cache whole blocks and evict old ones as in service.
@@ -24,7 +24,6 @@ NUM_RUNNING = 256
 NUM_STEPS = 2000
 PROMPT_TOKENS, SHARED_TOKENS, OUTPUT_TOKENS = 200, 150, 300
 BLOCK_SIZE = 32
-LIMIT_SECONDS = 0.5e-3
 MICROSECOND = 1e-6
 
 
@@ -82,12 +81,6 @@ def _tokens(step: ScheduledStep) -> list[SampledToken]:
     return [SampledToken(sequence.num_tokens * 7 + sequence.request.id, None, ()) for sequence in samples]
 
 
-def main() -> None:
-    """Prints the figures."""
-    median, p99 = measure()
-    print(f"schedule + update at {NUM_RUNNING} running sequences, {NUM_STEPS} steps:")
-    print(f"  median {median / MICROSECOND:.0f} µs, p99 {p99 / MICROSECOND:.0f} µs; limit {LIMIT_SECONDS * 1e3:g} ms")
-
-
-if __name__ == "__main__":
-    main()
+def figures(cost: StepCost) -> dict[str, float]:
+    """The cost as the serving bench reports it."""
+    return {"step_p50_us": cost.median / MICROSECOND, "step_p99_us": cost.p99 / MICROSECOND}
