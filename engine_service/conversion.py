@@ -72,7 +72,7 @@ def to_request(
         priority=params.priority,
         initial_credit=_optional(params, "initial_credit"),
         logprobs=checked_logprobs(_optional(params, "logprobs")),
-        stream_id=stream_id,
+        stream_id=(stream_id, submit.client_stream_id),
         cache_salt=None if params.no_cache else _checked_salt(params.cache_salt),
     )
 

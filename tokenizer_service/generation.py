@@ -37,16 +37,21 @@ class Generation:
     def __init__(
         self,
         submit: TextSubmit,
+        stream_id: int,
         link: EngineLink,
         encoder: Encoder,
         chat_encoder: ChatEncoder,
         outbox: UpdateWriter,
         on_ended: Callable[[Generation], None],
     ) -> None:
-        """`submit` has been checked and is the generation's from now on. `on_ended` hears of the last update once."""
+        """`submit` has been checked and is the generation's from now on. `stream_id` names the client's stream.
+
+        `on_ended` hears of the last update once.
+        """
         self.request_id = submit.request_id
         self.ended = False
-        self._submit, self._link, self._outbox, self._on_ended = submit, link, outbox, on_ended
+        self._submit, self._stream_id, self._link = submit, stream_id, link
+        self._outbox, self._on_ended = outbox, on_ended
         self._encoder, self._chat_encoder = encoder, chat_encoder
         self._arrival_ns = time.monotonic_ns()
         params = submit.params
@@ -140,7 +145,7 @@ class Generation:
             }
             self._num_prompt_tokens = len(token_ids)
             self._encoding = encoding
-            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self)
+            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self._stream_id, self)
             for choice, num_delivered_tokens in self._early_stops.items():
                 self.stop(choice, num_delivered_tokens)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 from clforge.v1.tokenizer_pb2 import TextSubmit
@@ -34,6 +35,7 @@ class Sessions:
         self._link, self._encoder, self._chat_encoder, self._metrics = link, encoder, chat_encoder, metrics
         self._max_live_requests, self._max_prompt_bytes = max_live_requests, max_prompt_bytes
         self._sessions: set[Session] = set()
+        self._stream_ids = itertools.count(1)
         self.draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -52,7 +54,7 @@ class Sessions:
     def open(self) -> Iterator[Session]:
         """A session, closed at the end of the block. UnavailableError while draining or without an engine."""
         self._check_serving()
-        session = Session(self)
+        session = Session(self, next(self._stream_ids))
         self._sessions.add(session)
         self._idle.clear()
         try:
@@ -68,7 +70,9 @@ class Sessions:
         if not self._sessions:
             self._idle.set()
 
-    def admit(self, submit: TextSubmit, outbox: Outbox, on_ended: Callable[[Generation], None]) -> Generation:
+    def admit(
+        self, submit: TextSubmit, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
+    ) -> Generation:
         """See session.Admission."""
         try:
             self._check_admissible(submit)
@@ -77,7 +81,7 @@ class Sessions:
             raise
         self.num_live_requests += 1
         observed = self._metrics.request(outbox)
-        return Generation(submit, self._link, self._encoder, self._chat_encoder, observed, on_ended)
+        return Generation(submit, stream_id, self._link, self._encoder, self._chat_encoder, observed, on_ended)
 
     def release(self, num_requests: int) -> None:
         """See session.Admission."""

@@ -12,6 +12,7 @@ Only the engine thread touches what is in here: single ownership stands in for l
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final, NamedTuple
@@ -94,7 +95,7 @@ class Request:
     priority: int = 0
     initial_credit: int | None = None
     logprobs: int | None = None
-    stream_id: int = 0
+    stream_id: Hashable = 0
     cache_salt: str | None = ""
 
     def __post_init__(self) -> None:

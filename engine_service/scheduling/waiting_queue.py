@@ -12,7 +12,7 @@ So nothing starves: a request is passed over
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from engine_service.scheduling.block_pool import IntegrityError
 from engine_service.scheduling.sequence import Rank, Sequence, SequenceState
@@ -30,7 +30,7 @@ class _PriorityClass:
     def __init__(self) -> None:
         self.all: SortedQueue[Sequence] = SortedQueue(by_rank)
         self.returning: SortedQueue[Sequence] = SortedQueue(by_rank)
-        self.streams: dict[int, SortedQueue[Sequence]] = {}  # none is empty; in order of turns
+        self.streams: dict[Hashable, SortedQueue[Sequence]] = {}  # none is empty; in order of turns
 
     @property
     def first(self) -> Sequence:
@@ -58,7 +58,7 @@ class _PriorityClass:
         if not self.streams[stream_id]:
             del self.streams[stream_id]
 
-    def end_turn(self, stream_id: int) -> None:
+    def end_turn(self, stream_id: Hashable) -> None:
         """Puts the stream behind all others."""
         if stream_id in self.streams:
             self.streams[stream_id] = self.streams.pop(stream_id)

@@ -16,13 +16,13 @@ from tests.engine_service.scheduler_world import make_request, make_world
 
 def converted(**params: Any) -> Request:
     """A request of one token with these parameters."""
-    submit = TokenSubmit(request_id=1, token_ids=[3], params=GenerationParams(**params))
+    submit = TokenSubmit(request_id=1, token_ids=[3], params=GenerationParams(**params), client_stream_id=2)
     return to_request(submit, engine_id=7, stream_id=5, now=100.0, vocab_size=10, context_length=32)
 
 
 def test_a_request_knows_its_stream_and_its_salt() -> None:
-    """The stream is the server's word; the salt is the client's, empty where it gives none."""
-    assert (converted().id, converted().stream_id, converted().cache_salt) == (7, 5, "")
+    """The stream is the server's word, and within it the client's; the salt is the client's, empty if it has none."""
+    assert (converted().id, converted().stream_id, converted().cache_salt) == (7, (5, 2), "")
     assert converted(cache_salt="tenant").cache_salt == "tenant"
 
 
