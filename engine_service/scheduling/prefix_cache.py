@@ -1,15 +1,18 @@
 """Which tokens' K and V the cached blocks hold: a tree of blocks for each salt.
 
 A block's place in the tree is its prefix: a path from the root spells the tokens of all blocks on it. So K and V, which
-depend on all tokens before, are the same for whoever has the same tokens up to there. A hash finds the child that holds
-the next tokens, and the comparison of those tokens, below the parent that was already compared, decides.
+depend on all tokens before, are the same for whoever has the same tokens up to there. Children are sorted by their
+tokens, so a binary search finds the one that holds the next tokens, by comparing them. There is no hash: a client that
+knows Python's could choose tokens that collide.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import pairwise
 from math import inf
+from operator import attrgetter
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -17,26 +20,31 @@ from engine_service.scheduling.block_pool import IntegrityError
 
 TokenIds = tuple[int, ...]
 
+_by_token_ids = attrgetter("token_ids")
+
 
 class PrefixNode:
     """A prefix of whole blocks; the root of a salt is the empty one."""
 
-    __slots__ = ("__weakref__", "_keys", "children", "depth")
+    __slots__ = ("__weakref__", "children", "depth")
 
     def __init__(self, depth: int) -> None:
         self.depth = depth  # blocks from the root to here
-        self.children: dict[TokenIds, CachedBlock] = {}
-        self._keys: list[TokenIds] = []  # of `children`, sorted: the most similar ones are neighbours
+        self.children: list[CachedBlock] = []  # sorted by their tokens: the most similar ones are neighbours
 
     def add(self, child: CachedBlock) -> None:
         """Puts in a child whose tokens no other has."""
-        self.children[child.token_ids] = child
-        insort(self._keys, child.token_ids)
+        insort(self.children, child, key=_by_token_ids)
 
     def discard(self, child: CachedBlock) -> None:
         """Takes a child out."""
-        del self.children[child.token_ids]
-        del self._keys[bisect_left(self._keys, child.token_ids)]
+        del self.children[self._index(child.token_ids)]
+
+    def child(self, token_ids: TokenIds) -> CachedBlock | None:
+        """The child with exactly these tokens."""
+        index = self._index(token_ids)
+        found = self.children[index] if index < len(self.children) else None
+        return found if found is not None and found.token_ids == token_ids else None
 
     def path(self) -> list[int]:
         """The ids of the blocks from the root to here."""
@@ -49,13 +57,16 @@ class PrefixNode:
 
     def most_similar(self, token_ids: TokenIds) -> tuple[CachedBlock | None, int]:
         """The child that has the longest prefix in common with `token_ids`, and its length; None where it is 0."""
-        index = bisect_left(self._keys, token_ids)
+        index = self._index(token_ids)
         best, best_len = None, 0
-        for key in self._keys[max(0, index - 1) : index + 1]:
-            common_len = _common_prefix_len(key, token_ids)
+        for child in self.children[max(0, index - 1) : index + 1]:
+            common_len = _common_prefix_len(child.token_ids, token_ids)
             if common_len > best_len:
-                best, best_len = self.children[key], common_len
+                best, best_len = child, common_len
         return best, best_len
+
+    def _index(self, token_ids: TokenIds) -> int:
+        return bisect_left(self.children, token_ids, key=_by_token_ids)
 
 
 class CachedBlock(PrefixNode):
@@ -99,12 +110,12 @@ class PrefixCache:
         return root
 
     def find(self, salt: str, token_ids: TokenIds) -> PrefixMatch:
-        """The longest cached prefix of `token_ids`; O(len(token_ids))."""
+        """The longest cached prefix of `token_ids`; O(len(token_ids) × log(cached blocks))."""
         node = self.root(salt)
         block_ids: list[int] = []
         start = 0
         while len(token_ids) - start >= self._block_size:
-            child = node.children.get(token_ids[start : start + self._block_size])
+            child = node.child(token_ids[start : start + self._block_size])
             if child is None:
                 break
             node = child
@@ -114,7 +125,7 @@ class PrefixCache:
 
     def insert(self, parent: PrefixNode, token_ids: TokenIds, block_id: int) -> CachedBlock:
         """Puts a block below `parent`, or gives the one that is there with the same tokens."""
-        child = parent.children.get(token_ids)
+        child = parent.child(token_ids)
         if child is None:
             child = self._by_block[block_id] = CachedBlock(parent, token_ids, block_id)
             parent.add(child)
@@ -155,9 +166,9 @@ class PrefixCache:
         nodes: list[PrefixNode] = list(self._roots.values())
         while nodes:
             node = nodes.pop()
-            if sorted(node.children) != node._keys:
-                raise IntegrityError("the children of a prefix are not those that its order lists")
-            for child in node.children.values():
+            if any(child.token_ids >= following.token_ids for child, following in pairwise(node.children)):
+                raise IntegrityError("the children of a prefix are not in the order of their tokens")
+            for child in node.children:
                 yield node, child
                 nodes.append(child)
 

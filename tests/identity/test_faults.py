@@ -100,13 +100,13 @@ def scales_left_behind(patch: pytest.MonkeyPatch) -> None:
     patch_kernel(patch, "copy_blocks", "KV_HEAD_SIZE * (int)sizeof(kv_t) / 16", "HDP * BLOCK_SIZE / 16")
 
 
-def hash_without_comparison(patch: pytest.MonkeyPatch) -> None:
+def match_without_comparison(patch: pytest.MonkeyPatch) -> None:
     """A cached block is taken for the one that is looked for if it begins with the same token."""
 
     def find_by_first_token(self: PrefixCache, salt: str, token_ids: tuple[int, ...]) -> PrefixMatch:
         node, block_ids = self.root(salt), list[int]()
         for start in range(0, len(token_ids) - self._block_size + 1, self._block_size):
-            child = next((child for key, child in node.children.items() if key[0] == token_ids[start]), None)
+            child = next((child for child in node.children if child.token_ids[0] == token_ids[start]), None)
             if child is None or len(child.token_ids) < self._block_size:
                 break
             node = child
@@ -180,7 +180,7 @@ FAULTS: list[Fault] = [
     order_by_batch_size,
     partition_by_batch_size,
     scales_left_behind,
-    hash_without_comparison,
+    match_without_comparison,
     freed_while_shared,
     evicted_but_found,
     counter_by_slot,
