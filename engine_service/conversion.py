@@ -143,15 +143,16 @@ def to_request_info(global_id: str, info: RequestInfo) -> pb.RequestInfo:
 
 
 def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> None:
-    ids = np.fromiter(submit.token_ids, np.uint32, len(submit.token_ids))
-    if len(ids) == 0:
+    num_tokens = len(submit.token_ids)
+    if num_tokens == 0:
         raise InvalidArgumentError("submit.token_ids", "empty", "must hold at least one token")
-    if len(ids) >= context_length:
+    if num_tokens >= context_length:  # before the ids are looked at: a message can hold millions
         raise OutOfRangeError(
-            f"the prompt has {len(ids)} tokens; the served context of {context_length} must keep room for one more",
+            f"the prompt has {num_tokens} tokens; the served context of {context_length} must keep room for one more",
             reason="PROMPT_TOO_LONG",
             field="submit.token_ids",
         )
+    ids = np.fromiter(submit.token_ids, np.uint32, num_tokens)
     if ids.max() >= vocab_size:
         index = int(np.argmax(ids >= vocab_size))
         limit = f"must be below the vocabulary's {vocab_size} tokens"
