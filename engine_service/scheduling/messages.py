@@ -110,9 +110,7 @@ class Usage(NamedTuple):
     """Token counts of a choice."""
 
     prompt_tokens: int
-    cached_tokens: (
-        int  # of the prompt, not computed when the choice first started: cached, or shared with another choice
-    )
+    cached_tokens: int  # of the prompt, not computed when the choice started: cached, or shared with another choice
     generated_tokens: int
     delivered_tokens: int
 
@@ -153,11 +151,6 @@ class FinishedEvent(NamedTuple):
     error: RequestError | None  # set when reason is ERROR
     usage: Usage
     timings: Timings
-
-    @classmethod
-    def failed(cls, request_id: int, choice: int, error: RequestError) -> FinishedEvent:
-        """The end of a choice whose scheduler is gone, so that nothing is known but the error."""
-        return cls(request_id, choice, FinishReason.ERROR, None, error, Usage(0, 0, 0, 0), Timings(0.0, 0.0, 0.0))
 
 
 Event = TokenEvent | FinishedEvent
