@@ -45,7 +45,7 @@ class EngineConfig:
         None, "Prompt tokens of one request in one step; default: the whole step", unit="tokens", minimum=1
     )
     max_step_stretch: float = option(
-        1.8,
+        1.7,
         "How much longer prompts may make a step than the running requests' own tokens do",
         unit="times",
         minimum=1.01,

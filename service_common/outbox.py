@@ -81,11 +81,6 @@ class Outbox:
             self._taken.clear()
             await self._taken.wait()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything has been handed to the writer."""
-        return not self._unsent
-
     async def batches(self) -> AsyncIterator[list[Update]]:
         """Everything unsent, as soon as there is something, until `close`. One consumer."""
         while True:

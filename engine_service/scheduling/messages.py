@@ -39,7 +39,7 @@ class SchedulerConfig:
     max_queued_tokens: int = 1 << 20  # their prompt tokens
     priority_step_seconds: float = 10.0
     pause_grace_seconds: float = 1.0  # a shorter pause costs no blocks to newcomers while others run
-    pause_timeout_seconds: float = 60.0  # a sequence out of credit for so long ends
+    pause_timeout_seconds: float = 300.0  # a sequence out of credit for so long ends
     retry_after_seconds: float = 1.0  # what a refused client is told
 
     def __post_init__(self) -> None:
