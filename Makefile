@@ -59,8 +59,13 @@ format: setup ## Format the code, and mend what the linter can mend
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup ## Measure tokens/s beside llama.cpp's (builds llama.cpp once, ten minutes)
+bench: setup ## Measure tokens/s beside llama.cpp's (builds it once, ten minutes), then how many are served at once
 	@$(BIN)/python -m benchmarks.bench
+	@$(BIN)/python -m benchmarks.serving
+
+.PHONY: identity
+identity: setup ## Compare requests under any load, bit for bit, with the same requests alone (a few minutes)
+	@$(BIN)/python -m tests.identity
 
 .PHONY: parity
 parity: setup ## Compare logits with llama.cpp's, and renew the fixture that CI compares with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from service_common.options import option
@@ -21,6 +22,27 @@ class BenchConfig:
     threads: int | None = option(None, "CPU threads of either side; default: all that are usable", minimum=1)
     json: Path | None = option(
         None, "Where results go, with a page of tables beside it; default: benchmarks/results.json", metavar="FILE"
+    )
+
+
+class PartName(StrEnum):
+    """The parts of the serving bench, in their order."""
+
+    PREFIX = "prefix"
+    STALL = "stall"
+    OVERLOAD = "overload"
+    SCHEDULER = "scheduler"
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """Options of `python -m benchmarks.serving`."""
+
+    only: PartName | None = option(None, "Measure this part alone; default: all of them")
+    rounds: int = option(3, "How often each part is measured", minimum=1)
+    model: Path | None = option(None, "Serve this GGUF file; default: the one that the part is for", metavar="FILE")
+    json: Path | None = option(
+        None, "Where results go, with a page beside it; default: benchmarks/results.serving.json", metavar="FILE"
     )
 
 

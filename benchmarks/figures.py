@@ -32,13 +32,13 @@ class Figure(NamedTuple):
         ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)] if peer else []
         waits = [timed.disturbance for timed in (*self.ours, *self.peer) if timed.disturbance is not None]
         return {
-            "ours": _rounded(median(ours)),
-            "peer": _rounded(median(peer)) if peer else None,
-            "ratio": _rounded(median(ratios)) if ratios else None,
-            "ratio_spread": [_rounded(min(ratios)), _rounded(max(ratios))] if ratios else None,
-            "ours_rates": list(map(_rounded, ours)),
-            "peer_rates": list(map(_rounded, peer)),
-            "disturbance": _rounded(max(waits)) if waits else None,
+            "ours": rounded(median(ours)),
+            "peer": rounded(median(peer)) if peer else None,
+            "ratio": rounded(median(ratios)) if ratios else None,
+            "ratio_spread": [rounded(min(ratios)), rounded(max(ratios))] if ratios else None,
+            "ours_rates": list(map(rounded, ours)),
+            "peer_rates": list(map(rounded, peer)),
+            "disturbance": rounded(max(waits)) if waits else None,
         }
 
 
@@ -95,10 +95,11 @@ def markdown(results: Results) -> str:
     ]
     if peer:
         lines += [f"- peer: {peer['version']}, `{peer['command']}`", f"- its build: {peer['system_info']}"]
-    return "\n".join([*lines, "", *_markdown_table(figure_rows(results)), "", *_markdown_table(size_rows(results)), ""])
+    return "\n".join([*lines, "", *markdown_table(figure_rows(results)), "", *markdown_table(size_rows(results)), ""])
 
 
-def _markdown_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def markdown_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table whose first row has the headings; columns after the first stand right."""
     head, *body = rows
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
@@ -115,6 +116,11 @@ def _disturbance_cell(figure: Mapping[str, Any]) -> str:
     return _NONE if figure["disturbance"] is None else f"{figure['disturbance']:.2f}{' !' * is_disturbed(figure)}"
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To four significant digits: more is noise."""
     return float(f"{value:.4g}")
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of `values` that at least so many percent of them do not exceed (nearest rank)."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]

@@ -35,6 +35,18 @@ def is_busy(machine: dict[str, Any]) -> bool:
     return bool(machine["load_1min"] > _BUSY)
 
 
+def busy_seconds() -> float:
+    """CPU time that all processes together have used since the machine started, time stolen by its host included.
+
+    0 where the system does not tell (Linux, proc(5), stat: user, nice, system, idle, iowait, irq, softirq, steal).
+    """
+    try:
+        ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+    except OSError:
+        return 0.0
+    return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
+
+
 def commit(outputs: tuple[Path, ...]) -> str | None:
     """The commit that was measured, with `-dirty` where anything but `outputs` differs from it; None without git."""
     exclude = [f":(exclude){path.resolve()}" for path in outputs if path.resolve().is_relative_to(ROOT)]

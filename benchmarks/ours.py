@@ -87,7 +87,7 @@ class Ours:
                     raise event.error
         if num_done != num_tokens:
             raise BenchError(f"{num_done} tokens were generated; the workload has {num_tokens}")
-        if self._engine.scheduler.load().num_preemptions:
+        if self._engine.scheduler.stats().num_preemptions:
             raise BenchError("sequences lost their KV cache, which must hold all of them: free some memory")
 
 

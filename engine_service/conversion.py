@@ -12,14 +12,16 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
-from engine_service.scheduling.messages import FinishedEvent, Load, RequestInfo
+from engine_service.scheduling.messages import FinishedEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
+from engine_service.scheduling.stats import SchedulerStats
 from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
 from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
+_MAX_SALT_BYTES = 256
 
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -37,7 +39,9 @@ _STATES = {
 }
 
 
-def to_request(submit: TokenSubmit, *, engine_id: int, now: float, vocab_size: int, context_length: int) -> Request:
+def to_request(
+    submit: TokenSubmit, *, engine_id: int, stream_id: int, now: float, vocab_size: int, context_length: int
+) -> Request:
     """A checked request. InvalidArgumentError, OutOfRangeError or UnimplementedError names what is wrong."""
     params = submit.params
     _check_prompt(submit, vocab_size, context_length)
@@ -68,6 +72,8 @@ def to_request(submit: TokenSubmit, *, engine_id: int, now: float, vocab_size: i
         priority=params.priority,
         initial_credit=_optional(params, "initial_credit"),
         logprobs=checked_logprobs(_optional(params, "logprobs")),
+        stream_id=(stream_id, submit.client_stream_id),
+        cache_salt=None if params.no_cache else _checked_salt(params.cache_salt),
     )
 
 
@@ -104,9 +110,23 @@ def to_finished(event: FinishedEvent) -> pb.Finished:
     return finished
 
 
-def to_load(load: Load) -> pb.Load:
-    """The engine's load, for the wire; the fields have the same names."""
-    return pb.Load(**load._asdict())
+def to_load(stats: SchedulerStats) -> pb.Load:
+    """The engine's load, for the wire."""
+    blocks = stats.blocks
+    return pb.Load(
+        num_requests_running=stats.num_requests_running,
+        num_requests_waiting=stats.num_requests_waiting,
+        num_requests_paused=stats.num_requests_paused,
+        num_waiting_prompt_tokens=stats.num_waiting_prompt_tokens,
+        num_blocks=blocks.num_blocks,
+        num_used_blocks=blocks.num_used_blocks,
+        num_cached_blocks=blocks.num_cached_blocks,
+        block_size=blocks.block_size,
+        num_steps=stats.num_steps,
+        prompt_tokens=stats.prompt_tokens,
+        generation_tokens=stats.generation_tokens,
+        num_preemptions=stats.num_preemptions,
+    )
 
 
 def to_request_info(global_id: str, info: RequestInfo) -> pb.RequestInfo:
@@ -123,15 +143,16 @@ def to_request_info(global_id: str, info: RequestInfo) -> pb.RequestInfo:
 
 
 def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> None:
-    ids = np.fromiter(submit.token_ids, np.uint32, len(submit.token_ids))
-    if len(ids) == 0:
+    num_tokens = len(submit.token_ids)
+    if num_tokens == 0:
         raise InvalidArgumentError("submit.token_ids", "empty", "must hold at least one token")
-    if len(ids) >= context_length:
+    if num_tokens >= context_length:  # before the ids are looked at: a message can hold millions
         raise OutOfRangeError(
-            f"the prompt has {len(ids)} tokens; the served context of {context_length} must keep room for one more",
+            f"the prompt has {num_tokens} tokens; the served context of {context_length} must keep room for one more",
             reason="PROMPT_TOO_LONG",
             field="submit.token_ids",
         )
+    ids = np.fromiter(submit.token_ids, np.uint32, num_tokens)
     if ids.max() >= vocab_size:
         index = int(np.argmax(ids >= vocab_size))
         limit = f"must be below the vocabulary's {vocab_size} tokens"
@@ -144,6 +165,15 @@ def _check_served(params: pb.GenerationParams) -> None:
     for field in ("constraint", "prompt_logprobs"):
         if params.HasField(field):
             raise UnimplementedError(f"params.{field} is not served yet", reason="NOT_SERVED", field=f"params.{field}")
+
+
+def _checked_salt(salt: str) -> str:
+    num_bytes = len(salt.encode())
+    if num_bytes > _MAX_SALT_BYTES:
+        raise InvalidArgumentError(
+            "params.cache_salt", f"{num_bytes} bytes long", f"must have at most {_MAX_SALT_BYTES}"
+        )
+    return salt
 
 
 def _deadline(params: pb.GenerationParams, now: float) -> float | None:

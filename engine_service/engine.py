@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from engine_service.scheduling.messages import ScheduledStep
+from engine_service.scheduling.messages import Event, ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
-from engine_service.scheduling.scheduler import Event, Scheduler
+from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Request
 from service_common.errors import DeviceError, InternalError, RequestError
 
@@ -33,6 +33,9 @@ class RefusedEvent(NamedTuple):
 EngineEvent = AdmittedEvent | RefusedEvent | Event
 
 
+StepObserver = Callable[[ScheduledStep], None]  # hears of each step that ran, on the engine thread; must not block
+
+
 class Runner(Protocol):
     """What computes a step: `ModelRunner`, or a stand-in for tests that need no device."""
 
@@ -46,8 +49,14 @@ class Runner(Protocol):
 class Engine:
     """A scheduler and a model runner. Events come out of `step`, in the order in which they happened."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Callable[[], float] = time.monotonic) -> None:
-        self.scheduler, self._runner, self._clock = scheduler, runner, clock
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: StepObserver = lambda step: None,
+    ) -> None:
+        self.scheduler, self._runner, self._clock, self._on_step = scheduler, runner, clock, on_step
         self._admissions: list[EngineEvent] = []
         self._num_failed_steps = 0
 
@@ -89,7 +98,9 @@ class Engine:
                 step, InternalError(f"the device failed: {error}", reason="DEVICE_FAILED")
             )
         self._num_failed_steps = 0
-        return events + self.scheduler.update(step, tokens)
+        events += self.scheduler.update(step, tokens)
+        self._on_step(step)
+        return events
 
     def close(self) -> None:
         """Frees the device. Requests that are still live get no more events."""

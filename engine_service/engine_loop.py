@@ -18,6 +18,7 @@ import structlog
 
 if TYPE_CHECKING:
     from engine_service.engine import Engine, EngineEvent
+    from engine_service.scheduling.sequence import Request
 
 T = TypeVar("T")
 Command = Callable[["Engine"], object]
@@ -68,6 +69,17 @@ class EngineLoop:
 
         self.post(ask)
         return answer
+
+    def reserve(self, request: Request) -> None:
+        """Gives `request` its place in the queue, before it is posted. The engine must be loaded; any thread may call.
+
+        ResourceExhaustedError where the queue is full, so that a refusal need not wait for the step in flight.
+        """
+        self.loaded.result(0).scheduler.queue_limits.enter(request)
+
+    def withdraw(self, request_id: int) -> None:
+        """Gives a place back at once, before the cancellation of its request gets through. Any thread may call."""
+        self.loaded.result(0).scheduler.queue_limits.leave(request_id)
 
     def seconds_in_turn(self) -> float:
         """How long the thread has been busy with its present turn; 0 while it sleeps. Health is judged by it."""

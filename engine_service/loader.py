@@ -8,7 +8,7 @@ import structlog
 
 from engine_service.compute.device import Device
 from engine_service.compute.kv_cache import KVCache
-from engine_service.compute.kv_plan import KVCachePlan, shape_for
+from engine_service.compute.kv_plan import KVCachePlan
 from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.operations import Operations
@@ -17,7 +17,7 @@ from engine_service.compute.self_test import choose_library
 from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Progress, Weights
 from engine_service.config import EngineConfig
-from engine_service.engine import Engine
+from engine_service.engine import Engine, StepObserver
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
 from engine_service.scheduling.block_manager import BlockManager
@@ -41,6 +41,7 @@ def load_engine(
     plan: KVCachePlan,
     vocab_sha256: str,
     progress: Progress,
+    on_step: StepObserver = lambda step: None,
 ) -> LoadedEngine:
     """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit."""
     device = Device.open(config.device)
@@ -49,7 +50,6 @@ def load_engine(
         reader, hyperparameters, block_size=config.block_size, kv_cache_type=config.kv_cache_type, eog_ids=eog_ids
     )
     library = choose_library(device, kernels, portable=config.portable_kernels)
-    shape = shape_for(config, hyperparameters)
     limits = StepLimits(
         max_tokens=config.max_num_batched_tokens,
         max_seqs=config.max_num_seqs,
@@ -57,12 +57,14 @@ def load_engine(
         block_size=config.block_size,
     )
     inputs = StepInputs(device, limits)
-    cache = KVCache(device, shape, plan.num_blocks)
+    structlog.get_logger(__name__).info("KV cache planned", arithmetic=str(plan))
+    cache = KVCache(device, plan.shape, plan.num_blocks)
     weights = Weights(device, reader, progress)
     operations = Operations(device, library, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
     sampler = Sampler(device, library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
-    runner = ModelRunner(device, model, inputs, sampler, eog_ids)
+    block_copies = operations.copy_blocks(cache, kernels.shape)
+    runner = ModelRunner(device, block_copies, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)
     scheduler = Scheduler(_scheduler_config(config, plan), blocks, eog_token_ids=frozenset(eog_ids))
     served = ServedModel(
@@ -79,7 +81,7 @@ def load_engine(
         device=device.name,
     )
     _log_loaded(served, cache)
-    return LoadedEngine(Engine(scheduler, runner), served)
+    return LoadedEngine(Engine(scheduler, runner, on_step=on_step), served)
 
 
 def _log_loaded(served: ServedModel, cache: KVCache) -> None:
@@ -91,7 +93,6 @@ def _log_loaded(served: ServedModel, cache: KVCache) -> None:
         weight_bytes=served.weight_bytes,
         kv_cache_bytes=cache.nbytes,
         kv_blocks=cache.num_blocks,
-        block_bytes=cache.shape.block_bytes,
         context_length=served.context_length,
     )
 
@@ -103,6 +104,7 @@ def _scheduler_config(config: EngineConfig, plan: KVCachePlan) -> SchedulerConfi
         max_num_seqs=config.max_num_seqs,
         max_prefill_chunk=config.max_prefill_chunk or config.max_num_batched_tokens,
         max_queued_requests=config.max_queued_requests,
-        max_queued_tokens=max(config.max_queued_tokens, plan.context_length),
+        max_queued_tokens=config.max_queued_tokens or max(1 << 20, plan.context_length),
+        max_step_stretch=config.max_step_stretch,
         pause_timeout_seconds=config.pause_timeout_seconds,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from engine_service.compute.kv_plan import plan_for
 from engine_service.config import EngineConfig
 from engine_service.engine_loop import EngineLoop
 from engine_service.host import first_contact
+from engine_service.metrics import EngineMetrics
 from engine_service.models.tensor_table import read_hyperparameters
 from engine_service.request_registry import RequestRegistry
 from engine_service.served_model import ServedModel
@@ -32,12 +34,14 @@ from service_common.addresses import bind, check_exposure, parse_address
 from service_common.errors import DeviceError, StartupError
 from service_common.gguf_reader import GGUFReader
 from service_common.health import Health
+from service_common.metrics import exposed, metrics_address
 from service_common.special_tokens import SpecialTokens
 from service_common.tokenizer_file import tokenizer_file, vocab_sha256
 
 if TYPE_CHECKING:
     from engine_service.compute.weights import Progress
     from engine_service.engine import Engine, EngineEvent
+    from engine_service.scheduling.messages import ScheduledStep
 
 _T = TypeVar("_T")
 
@@ -45,20 +49,23 @@ _STDERR = 2
 _LOG_PROGRESS_SECONDS = 1.0
 _LATE_SECONDS = 60.0  # an engine that is busy with one turn for longer is not called ready
 _HEARTBEAT_SECONDS = 1.0
+_COMPUTE_NICENESS = 10
 
 
 async def serve(config: EngineConfig) -> int:
     """Serves until told to stop; returns the exit code. StartupError when the engine cannot start as asked."""
     address = parse_address(config.engine, "--engine")
     check_exposure(address, insecure=config.insecure)
+    scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     with GGUFReader(config.model) as reader:
         process = EngineProcess(config, reader)
         server = rpc.make_server()
         add_EngineServiceServicer_to_server(process.server, server)
         process.health.add_to_server(server)
         bound = bind(server, address)
-        await server.start()
-        return await process.run(server, str(bound))
+        with exposed(process.metrics.registry, scraped_at):
+            await server.start()
+            return await process.run(server, str(bound))
 
 
 class _LoadingStopped(Exception):
@@ -80,6 +87,7 @@ class EngineProcess:
         data = tokenizer_file(reader)
         self.server = EngineServer(TokenizerFile(data, vocab_sha256(data)), self._loop, Loading())
         self.health = Health(SERVICE)
+        self.metrics = EngineMetrics(self._loop, lambda: self.health.ready)
 
     async def run(self, server: grpc.aio.Server, address: str) -> int:
         """Loads, serves, drains; returns the exit code. Raises the StartupError that kept the model from loading."""
@@ -118,7 +126,8 @@ class EngineProcess:
             self._shutdown.request("the model could not be loaded", code)
             return
         assert self._model is not None
-        registry = RequestRegistry(self._loop, self._model)
+        self.metrics.model_loaded(self._model)
+        registry = RequestRegistry(self._loop, self._model, self.metrics)
         self.server.serving = Serving(self._model, registry)
         self.health.set_ready(True)
         lifecycle.announce_ready(address)
@@ -135,13 +144,14 @@ class EngineProcess:
 
     def _load(self) -> Engine:
         """On the engine thread: makes first contact, then loads the model."""
+        _give_way()
         first_contact.establish(self._config.device, self._config.cache_dir, self._config.threads)
         from engine_service.loader import load_engine  # imports OpenCL, which first contact must precede
 
         sha256 = self.server.tokenizer_file.sha256
         try:
             loaded = load_engine(
-                self._config, self._reader, self._hyperparameters, self._plan, sha256, self._progress()
+                self._config, self._reader, self._hyperparameters, self._plan, sha256, self._progress(), self._stepped
             )
         except DeviceError as error:
             raise StartupError(str(error)) from error
@@ -169,6 +179,22 @@ class EngineProcess:
         assert serving is not None, "events come of requests, and those of a served model"
         with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody is left to tell
             self._rpc_loop.call_soon_threadsafe(serving.registry.deliver, events)
+        self.server.load_feed.changed()
+
+    def _stepped(self, step: ScheduledStep) -> None:
+        """On the engine thread: a step has run."""
+        self.metrics.step_done(step)
+        self.server.load_feed.changed()
+
+
+def _give_way() -> None:
+    """Lets who answers callers have a CPU before this thread and those that it will start, the driver's workers.
+
+    Compute keeps all CPUs busy. What the event loops do between two awaits is short, and among equals each such stretch
+    would wait for its turn: refusals under overload took seven times as long. Only Linux has priorities per thread.
+    """
+    if sys.platform == "linux":
+        os.nice(_COMPUTE_NICENESS)
 
 
 def _silence_stderr() -> None:

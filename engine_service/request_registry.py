@@ -19,6 +19,7 @@ from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
 from engine_service.conversion import to_delta, to_finished, to_request
 from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
 from engine_service.engine_loop import EngineLoop
+from engine_service.metrics import EngineMetrics
 from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
 from engine_service.served_model import ServedModel
 from service_common.errors import (
@@ -39,6 +40,10 @@ class Reader(Protocol):
     def outbox(self) -> Outbox:
         """Where the updates go."""
 
+    @property
+    def stream_id(self) -> int:
+        """Names the stream among all of the registry's life."""
+
     def ended(self, live: ServedRequest) -> None:
         """All choices of `live` have had their terminal update."""
 
@@ -53,15 +58,18 @@ class ServedRequest:
     global_id: str
     accepted: Accepted
     num_choices: int
+    arrival: float
+    has_tokens: bool = False
     open_choices: set[int] = field(default_factory=set)  # admitted and not ended
 
 
 class RequestRegistry:
     """Owns the live requests of all streams."""
 
-    def __init__(self, loop: EngineLoop, model: ServedModel) -> None:
-        self._loop, self._model = loop, model
+    def __init__(self, loop: EngineLoop, model: ServedModel, metrics: EngineMetrics) -> None:
+        self._loop, self._model, self._metrics = loop, model, metrics
         self._engine_ids = itertools.count(1)
+        self._stream_ids = itertools.count(1)
         self._by_engine_id: dict[int, ServedRequest] = {}
         self._by_global_id: dict[str, ServedRequest] = {}
         self._draining = False
@@ -71,10 +79,14 @@ class RequestRegistry:
     def __len__(self) -> int:
         return len(self._by_engine_id)
 
+    def new_stream_id(self) -> int:
+        """A name for a stream, never given before."""
+        return next(self._stream_ids)
+
     def submit(self, submit: TokenSubmit, reader: Reader) -> ServedRequest:
         """Checks a request and passes it to the engine. A RequestError tells why it is refused here.
 
-        What only the engine can refuse (its queue is full) arrives as the request's terminal update.
+        What only the engine can refuse arrives as the request's terminal update.
         """
         if self._draining:
             raise UnavailableError("the engine is shutting down", reason="DRAINING", retry_after_seconds=1.0)
@@ -82,10 +94,12 @@ class RequestRegistry:
         request = to_request(
             submit,
             engine_id=next(self._engine_ids),
+            stream_id=reader.stream_id,
             now=time.monotonic(),
             vocab_size=self._model.vocab_size,
             context_length=self._model.context_length,
         )
+        self._loop.reserve(request)
         global_id = secrets.token_hex(16)
         accepted = Accepted(
             global_id=global_id,
@@ -93,12 +107,18 @@ class RequestRegistry:
             numerics_id=self._model.numerics_id,
             num_prompt_tokens=len(request.prompt_ids),
         )
-        live = ServedRequest(reader, submit.request_id, request.id, global_id, accepted, request.num_choices)
+        live = ServedRequest(
+            reader, submit.request_id, request.id, global_id, accepted, request.num_choices, request.arrival
+        )
         self._by_engine_id[request.id] = live
         self._by_global_id[global_id] = live
         self._idle.clear()
         self._loop.post(lambda engine: engine.add(request))
         return live
+
+    def refused(self, error: RequestError) -> None:
+        """Counts a request that was not taken in."""
+        self._metrics.request_refused(error)
 
     def grant(self, live: ServedRequest, tokens: int) -> None:
         """More credit for each choice."""
@@ -133,6 +153,7 @@ class RequestRegistry:
     def abandon(self, live: ServedRequest) -> None:
         """The reader is gone: ends the request and delivers nothing more."""
         self._remove(live)
+        self._loop.withdraw(live.engine_id)
         self.cancel(live)
 
     def refuse_new(self) -> None:
@@ -151,6 +172,8 @@ class RequestRegistry:
     def deliver(self, events: Sequence[EngineEvent]) -> None:
         """Passes the events of one step on to their streams; those of abandoned requests end here."""
         for event in events:
+            if isinstance(event, FinishedEvent):
+                self._metrics.choice_finished(event)
             live = self._by_engine_id.get(event.request_id)
             if live is not None:
                 self._deliver(event, live)
@@ -165,6 +188,9 @@ class RequestRegistry:
         outbox = live.reader.outbox
         match event:
             case TokenEvent():
+                if not live.has_tokens:
+                    live.has_tokens = True
+                    self._metrics.first_token(live.arrival)
                 outbox.delta(live.request_id, event.choice, to_delta(event.token))
             case FinishedEvent():
                 outbox.finished(live.request_id, event.choice, to_finished(event))
@@ -176,6 +202,7 @@ class RequestRegistry:
                 outbox.accepted(live.request_id, live.accepted)
                 live.open_choices.update(range(live.num_choices))
             case RefusedEvent():
+                self.refused(event.error)
                 self._end(live, event.error)
 
     def _end(self, live: ServedRequest, error: RequestError) -> None:

@@ -26,6 +26,7 @@ class RequestStream:
         self._live: dict[int, ServedRequest] = {}
         self._last_id: int | None = None
         self._half_closed = False
+        self.stream_id = registry.new_stream_id()
         self.outbox = Outbox()
 
     async def read(self, requests: AsyncIterator[GenerateTokensRequest]) -> None:
@@ -73,6 +74,8 @@ class RequestStream:
             if live := self._live.get(request_id):
                 self._registry.fail(live, error)
             else:
+                if kind == "submit":
+                    self._registry.refused(error)
                 self._refuse(request_id, error)
 
     def ended(self, live: ServedRequest) -> None:

@@ -15,6 +15,7 @@ from clforge.v1 import generation_pb2
 from clforge.v1.engine_pb2_grpc import EngineServiceServicer
 from engine_service.conversion import to_load, to_request_info
 from engine_service.engine_loop import EngineLoop
+from engine_service.load_feed import LoadFeed
 from engine_service.request_registry import RequestRegistry
 from engine_service.request_stream import RequestStream
 from engine_service.served_model import ServedModel
@@ -23,8 +24,6 @@ from service_common.outbox import split
 
 SERVICE = "clforge.v1.EngineService"
 TOKENIZER_CHUNK_BYTES = 1 << 20
-WATCH_INTERVAL_SECONDS = 0.1  # between looks at the load
-WATCH_KEEPALIVE_LOOKS = 10  # after so many looks without a change it is told all the same
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -67,10 +66,12 @@ class EngineServer(EngineServiceServicer):
     loading: Loading
     serving: Serving | None = None
     draining: bool = False
+    load_feed: LoadFeed = field(init=False)
     _streams: set[RequestStream] = field(default_factory=set)
     _no_streams: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.load_feed = LoadFeed(self._load)
         self._no_streams.set()
 
     async def GenerateTokens(
@@ -126,19 +127,15 @@ class EngineServer(EngineServiceServicer):
             )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
+        self._serving()
         return pb.GetLoadResponse(load=await self._load())
 
     async def WatchLoad(
         self, request: pb.EngineServiceWatchLoadRequest, context: _Context
     ) -> AsyncIterator[pb.EngineServiceWatchLoadResponse]:
-        told, looks = None, 0
-        while not self.draining:
-            load = await self._load()
-            looks += 1
-            if load != told or looks >= WATCH_KEEPALIVE_LOOKS:
-                yield pb.EngineServiceWatchLoadResponse(load=load)
-                told, looks = load, 0
-            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        self._serving()
+        async for load in self.load_feed.watch():
+            yield pb.EngineServiceWatchLoadResponse(load=load)
 
     async def ListRequests(
         self, request: pb.EngineServiceListRequestsRequest, context: _Context
@@ -159,8 +156,9 @@ class EngineServer(EngineServiceServicer):
         raise UnimplementedError("this server does not embed yet", reason="NOT_SERVED")
 
     def refuse_new(self) -> None:
-        """From now on new requests get UNAVAILABLE (see lifecycle.Work)."""
+        """From now on new requests get UNAVAILABLE, and nobody hears of the load any more (see lifecycle.Work)."""
         self.draining = True
+        self.load_feed.close()
         if self.serving is not None:
             self.serving.registry.refuse_new()
 
@@ -185,8 +183,7 @@ class EngineServer(EngineServiceServicer):
         return self.serving
 
     async def _load(self) -> generation_pb2.Load:
-        self._serving()
-        return to_load(await self._ask(lambda engine: engine.scheduler.load()))
+        return to_load(await self._ask(lambda engine: engine.scheduler.stats()))
 
     async def _ask(self, question: Callable[[Any], Any]) -> Any:
         return await asyncio.wrap_future(self.loop.query(question))

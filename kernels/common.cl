@@ -35,7 +35,7 @@ static inline v8f CLF_OVERLOAD clf_load8(__private const float *p) { return *(__
 static inline void CLF_OVERLOAD clf_store8(__global float *p, v8f x) { *(__global clf_v8f_unaligned *)p = x; }
 static inline void CLF_OVERLOAD clf_store8(__private float *p, v8f x) { *(__private clf_v8f_unaligned *)p = x; }
 
-// Halves (raw bits) to f32, exact.
+// Halves are raw bits. To f32, exact.
 static inline v8f clf_load8h(__global const ushort *p) {
   return as_float8(__builtin_ia32_vcvtph2ps256(*(__global const clf_m128i_unaligned *)p));
 }
@@ -45,9 +45,14 @@ static inline void clf_store8h(__global ushort *p, v8f x) {
   *(__global clf_m128i_unaligned *)p = __builtin_ia32_vcvtps2ph256(CLF_M256(x), 0);
 }
 
-static inline void clf_store_half(__global ushort *p, float x) {
+static inline ushort clf_to_half(float x) {
   clf_m128 lanes = {x, 0.0f, 0.0f, 0.0f};
-  *p = __builtin_ia32_vcvtps2ph(lanes, 0)[0];
+  return __builtin_ia32_vcvtps2ph(lanes, 0)[0];
+}
+
+static inline float clf_from_half(ushort h) {
+  clf_m128i_unaligned lanes = {(short)h, 0, 0, 0, 0, 0, 0, 0};
+  return __builtin_ia32_vcvtph2ps(lanes)[0];
 }
 #else
 static inline float clf_fma(float a, float b, float c) { return fma(a, b, c); }
@@ -59,7 +64,13 @@ static inline void CLF_OVERLOAD clf_store8(__global float *p, v8f x) { vstore8(x
 static inline void CLF_OVERLOAD clf_store8(__private float *p, v8f x) { vstore8(x, 0, p); }
 static inline v8f clf_load8h(__global const ushort *p) { return vload_half8(0, (__global const half *)p); }
 static inline void clf_store8h(__global ushort *p, v8f x) { vstore_half8_rte(x, 0, (__global half *)p); }
-static inline void clf_store_half(__global ushort *p, float x) { vstore_half_rte(x, 0, (__global half *)p); }
+static inline float clf_from_half(ushort h) { return vload_half(0, (__private const half *)&h); }
+
+static inline ushort clf_to_half(float x) {
+  ushort h;
+  vstore_half_rte(x, 0, (__private half *)&h);
+  return h;
+}
 #endif
 
 // Round to the nearest integer, ties to even, for |x| <= 2^22.

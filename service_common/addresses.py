@@ -114,7 +114,7 @@ def bind(server: grpc.aio.Server, address: Address) -> Address:
 
     ConfigError when it is taken or cannot be bound.
     """
-    _check_bindable(address)
+    check_bindable(address)
     try:
         port = server.add_insecure_port(address.target)
     except RuntimeError as error:
@@ -122,6 +122,30 @@ def bind(server: grpc.aio.Server, address: Address) -> Address:
             f"{address.option}: cannot listen on {address}; choose another with {address.option}"
         ) from error
     return address if address.path is not None else replace(address, port=port)
+
+
+def check_bindable(address: Address) -> None:
+    """Raises ConfigError, with the system's reason, for an address that is taken or cannot be listened on.
+
+    To be asked before gRPC binds: it tells no reason, prints lines of its own, and takes over the path of a Unix socket
+    that a server listens on.
+    """
+    try:
+        if address.path is not None:
+            in_use = _is_listening(address.path)
+        else:
+            in_use = False
+            _try_port(address.host, address.port)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ConfigError(f"{address.option}: cannot listen on {address}: {error.strerror}") from error
+        in_use = True
+    if in_use:
+        raise ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")
 
 
 @contextlib.contextmanager
@@ -157,29 +181,6 @@ def _check_socket_folder(address: Address, *, insecure: bool) -> None:
             f"{address.option}: other users may enter {folder}, the folder of {address}; "
             "use a folder of your own with mode 0700, or allow it with --insecure"
         )
-
-
-def _check_bindable(address: Address) -> None:
-    """Raises ConfigError with the system's reason.
-
-    gRPC tells no reason, prints lines of its own, and takes over the path of a Unix socket that a server listens on.
-    """
-    try:
-        if address.path is not None:
-            in_use = _is_listening(address.path)
-        else:
-            in_use = False
-            _try_port(address.host, address.port)
-    except socket.gaierror as error:
-        raise ConfigError(
-            f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise ConfigError(f"{address.option}: cannot listen on {address}: {error.strerror}") from error
-        in_use = True
-    if in_use:
-        raise ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")
 
 
 def _is_listening(path: Path) -> bool:

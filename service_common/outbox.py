@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Protocol
 
 from clforge.v1.generation_pb2 import Accepted, Delta, Finished, Update
 
 MAX_BATCH_BYTES = 1 << 20  # well below the 4 MiB that gRPC clients take by default
 MAX_DELTA_TOKENS = 512  # of one update, so that its log-probabilities do not make it larger than a batch either
+
+
+class UpdateWriter(Protocol):
+    """Where the updates of requests go: an `Outbox`, or who looks at them on their way there."""
+
+    def accepted(self, request_id: int, accepted: Accepted) -> None:
+        """The request was admitted."""
+
+    def delta(self, request_id: int, choice: int, delta: Delta) -> None:
+        """More output of a choice."""
+
+    def finished(self, request_id: int, choice: int, finished: Finished) -> None:
+        """The last update of a choice."""
 
 
 class Outbox:
@@ -66,11 +80,6 @@ class Outbox:
         while len(self._unsent) >= limit and not self._closed:
             self._taken.clear()
             await self._taken.wait()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything has been handed to the writer."""
-        return not self._unsent
 
     async def batches(self) -> AsyncIterator[list[Update]]:
         """Everything unsent, as soon as there is something, until `close`. One consumer."""

@@ -13,26 +13,30 @@ from service_common.addresses import Address, bind, check_exposure, check_target
 from service_common.health import Health
 from service_common.lifecycle import EXIT_FAILURE, Shutdown, announce_ready, run_service, serve
 from service_common.logging import configure_logging
+from service_common.metrics import exposed, metrics_address
 from service_common.options import command
 from service_common.rpc import make_channel, make_server
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.config import TokenizerConfig
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
+from tokenizer_service.metrics import TokenizerMetrics
 from tokenizer_service.server import SERVICE, TokenizerServer
 from tokenizer_service.sessions import Sessions
 
 
 class Readiness:
-    """Passes the link's state on to health, and tells whoever started this process when it is up for the first time."""
+    """Passes the link's state on to health and metrics, and tells who started this process when it is first up."""
 
-    def __init__(self, health: Health) -> None:
-        self._health = health
+    def __init__(self, health: Health, metrics: TokenizerMetrics) -> None:
+        self._health, self._metrics = health, metrics
         self._announced = False
         self.address: Address | None = None
 
     def __call__(self, ready: bool) -> None:
         self._health.set_ready(ready)
+        if ready:
+            self._metrics.engine_connected()
         if ready and not self._announced and self.address is not None:
             self._announced = True
             announce_ready(str(self.address))
@@ -43,28 +47,33 @@ async def main(config: TokenizerConfig) -> int:
     address, engine = parse_address(config.grpc, "--grpc"), parse_target(config.engine, "--engine")
     check_exposure(address, insecure=config.insecure)
     check_target(engine, insecure=config.insecure)
+    scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     server, health, shutdown, encoder = make_server(), Health(SERVICE), Shutdown(), Encoder()
     chat_encoder = ChatEncoder(encoder, max_prompt_bytes=config.max_prompt_bytes)
-    ready = Readiness(health)
+    metrics = TokenizerMetrics(lambda: health.ready)
+    ready = Readiness(health, metrics)
     async with make_channel(engine) as channel:
         link = EngineLink(channel, name=str(engine), on_ready=ready)
         limits = config.max_live_requests, config.max_prompt_bytes
-        sessions = Sessions(link, encoder, chat_encoder, max_live_requests=limits[0], max_prompt_bytes=limits[1])
+        sessions = Sessions(
+            link, encoder, chat_encoder, metrics, max_live_requests=limits[0], max_prompt_bytes=limits[1]
+        )
         service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=config.max_prompt_bytes)
         add_TokenizerServiceServicer_to_server(service, server)
         health.add_to_server(server)
         ready.address = bind(server, address)
-        await server.start()
-        connection = asyncio.create_task(link.run())
-        end_early = functools.partial(_end_early, shutdown)
-        connection.add_done_callback(end_early)
-        await serve(server, health, sessions, shutdown, drain_seconds=config.drain_seconds)
-        connection.remove_done_callback(end_early)
-        encoder.close()
-        await chat_encoder.close()
-        connection.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await connection
+        with exposed(metrics.registry, scraped_at):
+            await server.start()
+            connection = asyncio.create_task(link.run())
+            end_early = functools.partial(_end_early, shutdown)
+            connection.add_done_callback(end_early)
+            await serve(server, health, sessions, shutdown, drain_seconds=config.drain_seconds)
+            connection.remove_done_callback(end_early)
+            encoder.close()
+            await chat_encoder.close()
+            connection.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await connection
     return shutdown.exit_code
 
 

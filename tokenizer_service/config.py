@@ -18,6 +18,11 @@ class TokenizerConfig:
     )
     max_prompt_bytes: int = option(8 << 20, "Longest text of a prompt", unit="bytes", minimum=1, maximum=12 << 20)
     max_live_requests: int = option(1024, "Requests in flight over all clients; more are refused", minimum=1)
+    metrics: str | None = option(
+        None,
+        "Address where Prometheus reads the tokenizer's metrics, host:port; one that others can reach needs --insecure",
+        metavar="ADDRESS",
+    )
     drain_seconds: float = option(30.0, "Time for requests in flight to finish at shutdown", unit="seconds", minimum=0)
     insecure: bool = option(False, "Use addresses that others can reach, without TLS or keys")
     log_format: LogFormat = option(LogFormat.AUTO, "How log lines look")

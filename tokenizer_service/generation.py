@@ -17,7 +17,7 @@ from clforge.v1.generation_pb2 import (
 )
 from clforge.v1.tokenizer_pb2 import TextSubmit
 from service_common.errors import Code, InvalidArgumentError, RequestError
-from service_common.outbox import Outbox
+from service_common.outbox import UpdateWriter
 from service_common.status import to_status
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.choice import Choice
@@ -37,16 +37,21 @@ class Generation:
     def __init__(
         self,
         submit: TextSubmit,
+        stream_id: int,
         link: EngineLink,
         encoder: Encoder,
         chat_encoder: ChatEncoder,
-        outbox: Outbox,
+        outbox: UpdateWriter,
         on_ended: Callable[[Generation], None],
     ) -> None:
-        """`submit` has been checked and is the generation's from now on. `on_ended` hears of the last update once."""
+        """`submit` has been checked and is the generation's from now on. `stream_id` names the client's stream.
+
+        `on_ended` hears of the last update once.
+        """
         self.request_id = submit.request_id
         self.ended = False
-        self._submit, self._link, self._outbox, self._on_ended = submit, link, outbox, on_ended
+        self._submit, self._stream_id, self._link = submit, stream_id, link
+        self._outbox, self._on_ended = outbox, on_ended
         self._encoder, self._chat_encoder = encoder, chat_encoder
         self._arrival_ns = time.monotonic_ns()
         params = submit.params
@@ -60,6 +65,11 @@ class Generation:
         self._choices: dict[int, Choice] = {}
         self._early_stops: dict[int, int] = {}
         self._preparing = asyncio.create_task(self._prepare())
+
+    @property
+    def is_encoding(self) -> bool:
+        """Whether the engine has not been given the request yet."""
+        return self._upstream_id is None and not self.ended
 
     def grant(self, tokens: int) -> None:
         """The client allows `tokens` more per choice."""
@@ -135,7 +145,7 @@ class Generation:
             }
             self._num_prompt_tokens = len(token_ids)
             self._encoding = encoding
-            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self)
+            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self._stream_id, self)
             for choice, num_delivered_tokens in self._early_stops.items():
                 self.stop(choice, num_delivered_tokens)
         except Exception as error:

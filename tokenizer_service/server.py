@@ -18,6 +18,7 @@ from tokenizer_service.completion import Completion
 from tokenizer_service.conversation import check_chat
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import ANSWER_SECONDS, EngineLink
+from tokenizer_service.load_watch import told_load
 from tokenizer_service.sessions import Sessions
 from tokenizer_service.validation import check_text_size
 
@@ -134,9 +135,8 @@ class TokenizerServer(TokenizerServiceServicer):
         self._sessions.check_not_draining()
         watch = self._link.stub.WatchLoad(engine_pb2.EngineServiceWatchLoadRequest())
         _when_done(context, watch.cancel)
-        while (response := await self._link.ask(watch.read())) is not grpc.aio.EOF:
-            assert isinstance(response, engine_pb2.EngineServiceWatchLoadResponse)
-            yield pb.WatchLoadResponse(load=response.load)
+        async for load in told_load(watch, self._link, self._sessions):
+            yield pb.WatchLoadResponse(load=load)
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         raise UnimplementedError("this server does not embed yet", reason="NOT_SERVED")

@@ -25,8 +25,10 @@ MAX_UNTOLD_REFUSALS = 256  # then nothing more is read until the client reads
 class Admission(Protocol):
     """Who decides whether a request may start, and owns what all sessions share."""
 
-    def admit(self, submit: TextSubmit, outbox: Outbox, on_ended: Callable[[Generation], None]) -> Generation:
-        """Starts a request; a RequestError tells why not."""
+    def admit(
+        self, submit: TextSubmit, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
+    ) -> Generation:
+        """Starts a request of the stream `stream_id`; a RequestError tells why not."""
 
     def release(self, num_requests: int) -> None:
         """So many admitted requests have ended and their last updates are on their way."""
@@ -40,8 +42,9 @@ class Session:
     listened to while many of them are untold.
     """
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, stream_id: int) -> None:
+        """`stream_id` names the stream: its requests and those of others take turns at the engine."""
+        self._admission, self._stream_id = admission, stream_id
         self._outbox = Outbox()
         self._requests: dict[int, Generation] = {}
         self._untold: list[Generation] = []
@@ -55,6 +58,11 @@ class Session:
     def num_requests(self) -> int:
         """Requests that still hold their place."""
         return len(self._requests)
+
+    @property
+    def num_encoding_requests(self) -> int:
+        """Requests that the engine has not been given yet. Any thread may ask."""
+        return sum(generation.is_encoding for generation in tuple(self._requests.values()))
 
     async def read(self, messages: AsyncIterator[GenerateTextRequest]) -> None:
         """Acts on the client's messages until it stops sending. A RequestError tells how it broke the protocol."""
@@ -105,7 +113,7 @@ class Session:
             return
         self._last_id = request_id
         try:
-            self._requests[request_id] = self._admission.admit(submit, self._outbox, self._ended)
+            self._requests[request_id] = self._admission.admit(submit, self._stream_id, self._outbox, self._ended)
         except RequestError as error:
             self._refuse(request_id, error)
 

@@ -10,7 +10,7 @@ import pyopencl as cl
 from engine_service.compute.device import Device
 from service_common.errors import DeviceError
 
-_SHARED_SOURCES = ("common.cl", "quantize_row.cl", "weight_tile.cl")
+_SHARED_SOURCES = ("common.cl", "quantize_row.cl", "weight_tile.cl", "kv_block.cl")
 
 
 class KernelLibrary:

@@ -1,8 +1,8 @@
 """The paged KV cache on the device.
 
 Per layer, K is [num_blocks][num_kv_heads][head_dim][block_size] and V is
-[num_blocks][num_kv_heads][block_size][head_dim], head_dim rounded up to 8. Attention reads nothing else, also for the
-tokens of the present chunk.
+[num_blocks][num_kv_heads][block_size][head_dim], head_dim rounded up to 8; in an int8 cache each kv head of a block is
+followed by its scales, f16 [block_size]. Attention reads nothing else, also for the tokens of the present chunk.
 """
 
 from __future__ import annotations

@@ -22,18 +22,30 @@ class Model(Protocol):
 
 
 class ModelRunner:
-    """Runs scheduled steps. Prefill, decode and chunked prefill are the same code path."""
+    """Runs scheduled steps: `block_copies` are the launches that copy KV blocks, which come before the model's.
+
+    Prefill, decode and chunked prefill are the same code path.
+    """
 
     def __init__(
-        self, device: Device, model: Model, inputs: StepInputs, sampler: Sampler, eog_ids: tuple[int, ...]
+        self,
+        device: Device,
+        block_copies: list[Launch],
+        model: Model,
+        inputs: StepInputs,
+        sampler: Sampler,
+        eog_ids: tuple[int, ...],
     ) -> None:
         self._device, self._model, self._inputs, self._sampler = device, model, inputs, sampler
-        self._eog_ids = eog_ids
+        self._launches, self._eog_ids = block_copies + model.launches, eog_ids
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails."""
-        size = self._inputs.upload(step.chunks)
-        for launch in self._model.launches:
+        """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails.
+
+        What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
+        """
+        size = self._inputs.upload(step.chunks, step.block_copies)
+        for launch in self._launches:
             if num_items := launch.num_items(size):
                 self._device.run(launch.kernel, num_items)
         self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])

@@ -159,6 +159,15 @@ class Operations:
             share //= 2
         return -(-groups // share)
 
+    def copy_blocks(self, cache: KVCache, shape: AttentionShape) -> list[Launch]:
+        """Copies the step's block_copies, K and V of all layers."""
+        kernels = (
+            self._library.kernel("copy_blocks", "copy_blocks", **_head_defines(shape, cache)) for _ in cache.keys
+        )
+        items = lambda size: size.num_block_copies * shape.num_kv_heads * 2  # noqa: E731
+        pages = zip(kernels, cache.keys, cache.values, strict=True)
+        return [Launch(kernel, items, self._inputs.block_copies, keys, values) for kernel, keys, values in pages]
+
     def rope_kv_write(
         self, qkv: cl.Buffer, rotary_table: cl.Buffer, cache: KVCache, layer: int, shape: AttentionShape
     ) -> list[Launch]:
@@ -213,11 +222,14 @@ def _forms(out: Activations) -> Iterator[tuple[tuple[cl.Buffer, ...], dict[str, 
         yield out.quantised, {"QUANTIZE": 1}
 
 
+_KV_DEFINES = {"f16": {}, "f32": {"KV_F32": 1}, "int8": {"KV_INT8": 1}}
+
+
 def _head_defines(shape: AttentionShape, cache: KVCache) -> dict[str, int]:
-    defines = {
+    return {
         "HEAD_DIM": shape.head_dim,
         "NUM_HEADS": shape.num_heads,
         "NUM_KV_HEADS": shape.num_kv_heads,
         "BLOCK_SIZE": cache.shape.block_size,
+        **_KV_DEFINES[cache.shape.kv_cache_type],
     }
-    return defines | ({"KV_F32": 1} if cache.shape.kv_cache_type == "f32" else {})

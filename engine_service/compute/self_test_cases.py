@@ -15,15 +15,16 @@ from numpy.typing import DTypeLike, NDArray
 from engine_service.compute import self_test_reference as reference
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.kv_cache import KVCache
-from engine_service.compute.kv_plan import ITEM_BYTES, KVCacheShape
+from engine_service.compute.kv_plan import KVCacheShape
 from engine_service.compute.model_kernels import MatmulKind, ModelKernels
 from engine_service.compute.operations import Activations, Launch, Operations, QuantisedRows
 from engine_service.compute.quant_layouts import Layout, pack
 from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.self_test_pages import CachePages
 from engine_service.compute.self_test_reference import Doubles, Floats
 from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Matrix
-from engine_service.scheduling.messages import ScheduledChunk
+from engine_service.scheduling.messages import BlockCopy, ScheduledChunk
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.sequence import Request, Sequence
 
@@ -58,12 +59,13 @@ class SelfTestCases:
         self._num_tokens = int(self._ends[-1])
         limits = StepLimits(self._num_tokens, len(chunks), max(num_blocks), kernels.block_size)
         inputs = StepInputs(self._device, limits)
-        self._size = inputs.upload(self._chunks)
+        self._block_copies = [BlockCopy(i % sum(num_blocks), sum(num_blocks) + i) for i in range(len(chunks))]
+        self._size = inputs.upload(self._chunks, self._block_copies)
         self._operations = Operations(self._device, library, inputs)
         shape = kernels.shape
         cache_shape = KVCacheShape(1, shape.num_kv_heads, shape.head_dim, kernels.block_size, kernels.kv_cache_type)
-        self._cache = KVCache(self._device, cache_shape, sum(num_blocks))
-        self._kv_dtype = np.dtype(f"<f{ITEM_BYTES[kernels.kv_cache_type]}")
+        self._cache = KVCache(self._device, cache_shape, sum(num_blocks) + len(self._block_copies))
+        self._pages = CachePages(self._device, self._cache)
 
     def differences(self) -> Iterator[tuple[str, float]]:
         """Runs every kernel: its name, with its layout where it is built for one, and how far it is from numpy."""
@@ -78,6 +80,7 @@ class SelfTestCases:
             yield kind.name, self._matmul(kind)
         yield "rope_kv_write", self._rope_kv_write()
         yield "attention", self._attention()
+        yield "copy_blocks", self._copy_blocks()
         for layout in k.forms("attn_output"):
             if layout.is_quantised:
                 yield "quantize", self._quantize(layout)
@@ -127,17 +130,17 @@ class SelfTestCases:
         q, keys = rotated[:, : shape.num_heads], rotated[:, shape.num_heads :]
         slots = np.concatenate([self._slots(chunk)[chunk.start :] for chunk in self._chunks])
         differences = [np.abs(self._read(qkv, *heads.shape)[:, : shape.num_heads] - q).max()]
-        for cached, written in zip(self._cached_tokens(), (keys, values.astype(np.float64)), strict=True):
-            exact, largest = np.zeros_like(cached), np.finfo(cached.dtype).max
-            exact[slots, :, : shape.head_dim] = written.clip(-largest, largest)
-            differences.append(np.abs(cached.astype(np.float64) - exact).max())
+        for cached, written in zip(self._pages.read(), (keys, values.astype(np.float64)), strict=True):
+            codes, scales = reference.quantize_kv(written, self._kernels.kv_cache_type)
+            exact = np.zeros_like(cached)
+            exact[slots, :, : shape.head_dim] = codes * scales[..., None].astype(np.float64)
+            differences.append(np.abs(cached - exact).max())
         return float(np.max(differences))
 
     def _attention(self) -> float:
         shape = self._kernels.shape
-        for pages in (self._cache.keys[0], self._cache.values[0]):
-            self._device.write(pages, self._normal(pages.size // self._kv_dtype.itemsize).astype(self._kv_dtype))
-        keys, values = (tokens[..., : shape.head_dim] for tokens in self._cached_tokens())
+        self._pages.write(self._normal(*self._pages.num_tokens), self._normal(*self._pages.num_tokens))
+        keys, values = (tokens[..., : shape.head_dim] for tokens in self._pages.read())
         heads = self._normal(self._num_tokens, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
         out = self._spoilt(self._operations.rows(self._num_tokens, shape.num_heads * shape.head_dim, "self_test"))
         self._run(self._operations.attention(self._upload(heads), self._cache, 0, out, shape))
@@ -147,6 +150,18 @@ class SelfTestCases:
             [reference.attention(q, keys[s], values[s]) for q, s in zip(queries, slots, strict=True)]
         )
         return reference.difference(self._read(out, *exact.shape), exact)
+
+    def _copy_blocks(self) -> float:
+        self._pages.write(self._normal(*self._pages.num_tokens), self._normal(*self._pages.num_tokens))
+        before = self._pages.read()
+        self._run(self._operations.copy_blocks(self._cache, self._kernels.shape))
+        differences = []
+        for tokens, copied in zip(before, self._pages.read(), strict=True):
+            blocks = tokens.reshape(self._cache.num_blocks, -1)
+            for source, target in self._block_copies:
+                blocks[target] = blocks[source]
+            differences.append(reference.difference(copied, blocks))
+        return max(differences)
 
     def _quantize(self, consumer: Layout) -> float:
         x = self._normal(self._num_tokens, _NORM_WIDTH)
@@ -224,17 +239,6 @@ class SelfTestCases:
         """Where the cache has the tokens of a chunk's sequence, from position 0 to the chunk's end."""
         blocks, offsets = np.divmod(np.arange(chunk.start + chunk.num_tokens), self._kernels.block_size)
         return np.array(chunk.sequence.block_table)[blocks] * self._kernels.block_size + offsets
-
-    def _cached_tokens(self) -> list[NDArray[Any]]:
-        """Keys and values by slot, (num_slots, num_kv_heads, padded head_dim)."""
-        shape = self._cache.shape
-        sizes = self._cache.num_blocks, shape.num_kv_heads
-        keys = self._read(self._cache.keys[0], *sizes, shape.padded_head_dim, shape.block_size, dtype=self._kv_dtype)
-        values = self._read(
-            self._cache.values[0], *sizes, shape.block_size, shape.padded_head_dim, dtype=self._kv_dtype
-        )
-        by_slot = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
-        return [tokens.reshape(-1, shape.num_kv_heads, shape.padded_head_dim) for tokens in by_slot]
 
     def _spoilt(self, buffer: cl.Buffer) -> cl.Buffer:
         """`buffer`, full of NaN: it could hold what it should, left by another run, and a kernel do nothing."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
+KV_ITEM_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4"), "int8": np.dtype("i1")}
+
 _GROUP = 32
 _WORD = 0xFFFFFFFF
 
@@ -106,6 +108,20 @@ def rotate(heads: Floats, cos_sin: Floats, *, adjacent: bool) -> Doubles:
     rotated[..., first] = heads[..., first] * cos - heads[..., second] * sin
     rotated[..., second] = heads[..., second] * cos + heads[..., first] * sin
     return rotated
+
+
+def quantize_kv(x: NDArray[Any], kv_cache_type: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Section 8: what a cache holds of keys or values (num_tokens, num_kv_heads, head_dim): codes in its type, and
+    scales (num_tokens, num_kv_heads), all 1 but in an int8 cache."""
+    item_type = KV_ITEM_TYPES[kv_cache_type]
+    if item_type != np.int8:
+        largest = np.finfo(item_type).max
+        return x.clip(-largest, largest).astype(item_type), np.ones(x.shape[:2], np.float32)
+    clipped = x.astype(np.float32).clip(-65504, 65504)
+    scales = (np.abs(clipped).max(axis=2) / np.float32(127)).astype(np.float16)
+    live = np.where(scales > 0, scales, np.inf).astype(np.float32)
+    codes = np.rint(clipped * (np.float32(1) / live)[..., None])
+    return codes.clip(-127, 127).astype(np.int8), scales
 
 
 def attention(q: Floats, keys: NDArray[Any], values: NDArray[Any]) -> Doubles:

@@ -11,7 +11,8 @@ import pyopencl as cl
 from numpy.typing import NDArray
 
 from engine_service.compute.device import Device
-from engine_service.scheduling.messages import ScheduledChunk
+from engine_service.scheduling.messages import BlockCopy, ScheduledChunk
+from service_common.errors import InternalError
 
 TILE_ROWS = 8  # rows of one sequence that an attention work-item serves
 TOKEN_COUNT, LOGIT_COUNT = 0, 1  # where `counts` holds the number of tokens and of rows whose logits are wanted
@@ -38,6 +39,7 @@ class StepSize(NamedTuple):
     num_tokens: int
     num_logit_rows: int
     num_tiles: int
+    num_block_copies: int
 
 
 class StepInputs:
@@ -49,6 +51,7 @@ class StepInputs:
         logit_rows: [max_seqs] rows whose logits are wanted
         tiles: [max_tiles][4] index of the sequence in block_tables, first row, number of rows, unused
         block_tables: [max_seqs][max_blocks_per_seq]
+        block_copies: [max_seqs][2] source and target block
     """
 
     counts: cl.Buffer
@@ -58,6 +61,7 @@ class StepInputs:
     logit_rows: cl.Buffer
     tiles: cl.Buffer
     block_tables: cl.Buffer
+    block_copies: cl.Buffer
 
     def __init__(self, device: Device, limits: StepLimits) -> None:
         self._device, self.limits = device, limits
@@ -69,6 +73,7 @@ class StepInputs:
             "logit_rows": (limits.max_seqs,),
             "tiles": (limits.max_tiles, 4),
             "block_tables": (limits.max_seqs, limits.max_blocks_per_seq),
+            "block_copies": (limits.max_seqs, 2),
         }
         align = max(device.view_alignment, 64) // 4
         sizes = {name: -(-int(np.prod(shape)) // align) * align for name, shape in shapes.items()}
@@ -82,8 +87,13 @@ class StepInputs:
             setattr(self, name, device.view(self._buffer, start * 4, count * 4))
             start += sizes[name]
 
-    def upload(self, chunks: Sequence[ScheduledChunk]) -> StepSize:
-        """Fills and uploads the inputs for `chunks`; logits are wanted for the last row of those that sample."""
+    def upload(self, chunks: Sequence[ScheduledChunk], block_copies: Sequence[BlockCopy] = ()) -> StepSize:
+        """Fills and uploads the inputs for `chunks`; logits are wanted for the last row of those that sample.
+
+        `block_copies` are made before the pass, in any order: at most one for each of max_seqs sequences, and no target
+        may be a source or another's target. InternalError where one is.
+        """
+        _check_independent(block_copies)
         host = self._host
         row = num_logit_rows = num_tiles = 0
         for index, chunk in enumerate(chunks):
@@ -99,8 +109,10 @@ class StepInputs:
                 num_logit_rows += 1
             row = stop
         host["counts"][:] = row, num_logit_rows
+        if block_copies:
+            host["block_copies"][: len(block_copies)] = block_copies
         self._device.write(self._buffer, self._host_array)
-        return StepSize(row, num_logit_rows, num_tiles)
+        return StepSize(row, num_logit_rows, num_tiles, len(block_copies))
 
     def _fill_rows(self, chunk: ScheduledChunk, row: int, stop: int) -> None:
         host, block_size = self._host, self.limits.block_size
@@ -109,3 +121,12 @@ class StepInputs:
         host["positions"][row:stop] = positions
         blocks = np.frombuffer(chunk.sequence.block_table, np.int32)
         host["slot_mapping"][row:stop] = blocks[positions // block_size] * block_size + positions % block_size
+
+
+def _check_independent(block_copies: Sequence[BlockCopy]) -> None:
+    sources, targets = {copy.source for copy in block_copies}, {copy.target for copy in block_copies}
+    if len(targets) < len(block_copies) or sources & targets:
+        raise InternalError(
+            f"block copies of one step depend on each other: {[tuple(copy) for copy in block_copies]}",
+            reason="BLOCK_COPIES_CHAINED",
+        )

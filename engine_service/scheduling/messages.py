@@ -10,7 +10,14 @@ from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sequence import FinishReason, Sequence, SequenceState
 from service_common.errors import ConfigError, RequestError
 
-_COUNTS = ("context_length", "max_num_batched_tokens", "max_num_seqs", "max_prefill_chunk", "max_queued_requests")
+_COUNTS = (
+    "context_length",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "max_prefill_chunk",
+    "min_prefill_tokens",
+    "max_queued_requests",
+)
 _DURATIONS = ("priority_step_seconds", "pause_grace_seconds", "pause_timeout_seconds", "retry_after_seconds")
 
 
@@ -19,19 +26,20 @@ class SchedulerConfig:
     """The scheduler's limits. ConfigError where one is out of range or two contradict each other.
 
     `priority_step_seconds` is the head start that one step of priority gives: a request goes before those of a priority
-    one lower that came up to so many seconds earlier. Hence the bound on waiting: a request is never overtaken by one
-    that comes later than the difference of their priorities times this.
+    one lower that came up to so many seconds earlier. What that means for the longest wait: see `waiting_queue`.
     """
 
     context_length: int  # prompt and generated tokens of a sequence
     max_num_batched_tokens: int = 512  # tokens of a step
     max_num_seqs: int = 64  # sequences of a step
     max_prefill_chunk: int = 512  # prefill tokens of one sequence in a step
+    max_step_stretch: float = 1.7  # a step with prefill may take so many times what its decode tokens alone would take
+    min_prefill_tokens: int = 4  # that a step may hold all the same
     max_queued_requests: int = 1024  # requests that wait for their first step
     max_queued_tokens: int = 1 << 20  # their prompt tokens
     priority_step_seconds: float = 10.0
     pause_grace_seconds: float = 1.0  # a shorter pause costs no blocks to newcomers while others run
-    pause_timeout_seconds: float = 60.0  # a sequence out of credit for so long ends
+    pause_timeout_seconds: float = 300.0  # a sequence out of credit for so long ends
     retry_after_seconds: float = 1.0  # what a refused client is told
 
     def __post_init__(self) -> None:
@@ -41,6 +49,8 @@ class SchedulerConfig:
         for name in _DURATIONS:
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+        if not self.max_step_stretch > 1:
+            raise ConfigError(f"max_step_stretch is {self.max_step_stretch}; it must be above 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs, which is "
@@ -66,13 +76,26 @@ class ScheduledChunk(NamedTuple):
         return self.sequence.token_ids(self.start, self.start + self.num_tokens)
 
 
+class BlockCopy(NamedTuple):
+    """Copies the K and V of block `source`, all layers, to block `target`."""
+
+    source: int
+    target: int
+
+
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The work of one forward pass: decode chunks of one token first, then prefill chunks, each in order of rank."""
+    """The work of one forward pass: decode chunks of one token first, then prefill chunks, each in order of rank.
+
+    `block_copies` come before the pass. No block is the target of two, and none is both source and target, so their
+    order does not matter; a source may be written by the pass itself.
+    """
 
     chunks: list[ScheduledChunk]
     num_tokens: int
     num_samples: int
+    block_copies: tuple[BlockCopy, ...] = ()
+    num_decodes: int = 0
 
 
 class TokenEvent(NamedTuple):
@@ -87,9 +110,16 @@ class Usage(NamedTuple):
     """Token counts of a choice."""
 
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int  # of the prompt, not computed when the choice started: cached, or shared with another choice
     generated_tokens: int
     delivered_tokens: int
+
+    @classmethod
+    def of(cls, sequence: Sequence, num_delivered: int | None) -> Usage:
+        """The counts of a sequence that ends; None stands for all that was generated."""
+        generated = sequence.num_generated
+        delivered = generated if num_delivered is None else num_delivered
+        return cls(sequence.num_prompt_tokens, sequence.num_cached, generated, delivered)
 
 
 class Timings(NamedTuple):
@@ -122,29 +152,8 @@ class FinishedEvent(NamedTuple):
     usage: Usage
     timings: Timings
 
-    @classmethod
-    def failed(cls, request_id: int, choice: int, error: RequestError) -> FinishedEvent:
-        """The end of a choice whose scheduler is gone, so that nothing is known but the error."""
-        return cls(request_id, choice, FinishReason.ERROR, None, error, Usage(0, 0, 0, 0), Timings(0.0, 0.0, 0.0))
-
 
 Event = TokenEvent | FinishedEvent
-
-
-class Load(NamedTuple):
-    """How busy the scheduler is. A request counts where its most advanced choice is."""
-
-    num_requests_running: int
-    num_requests_waiting: int
-    num_requests_paused: int
-    num_waiting_prompt_tokens: int
-    num_blocks: int
-    num_used_blocks: int
-    block_size: int
-    num_steps: int  # this and what follows: since the start
-    prompt_tokens: int  # computed in prefill, what is computed again after preemption included
-    generation_tokens: int
-    num_preemptions: int
 
 
 class RequestInfo(NamedTuple):

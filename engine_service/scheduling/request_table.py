@@ -7,11 +7,13 @@ from itertools import takewhile
 from math import inf
 from typing import Final
 
-from engine_service.scheduling.block_manager import IntegrityError
-from engine_service.scheduling.messages import RequestInfo, SchedulerConfig
+from engine_service.scheduling.block_pool import IntegrityError
+from engine_service.scheduling.messages import RequestInfo
+from engine_service.scheduling.queue_limits import QueueLimits
 from engine_service.scheduling.sequence import Request, Sequence, SequenceState
 from engine_service.scheduling.sorted_queue import SortedQueue
-from service_common.errors import AlreadyExistsError, ResourceExhaustedError
+from engine_service.scheduling.stats import RequestCounts
+from service_common.errors import AlreadyExistsError
 
 # From the least to the most advanced: what a request with several choices is said to be.
 _ADVANCE: Final = {
@@ -38,6 +40,8 @@ class LiveRequest:
     @property
     def state(self) -> SequenceState:
         """The state of its most advanced choice."""
+        if len(self.sequences) == 1:
+            return self.sequences[0].state
         return max((sequence.state for sequence in self.sequences), key=_ADVANCE.__getitem__)
 
     def info(self, now: float) -> RequestInfo:
@@ -64,12 +68,10 @@ def _expiry(live: LiveRequest) -> tuple[float, int]:
 class RequestTable:
     """Owns the live requests. A request leaves when its last choice has ended, and nothing of it stays behind."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        self._config = config
+    def __init__(self, queue: QueueLimits) -> None:
+        self._queue = queue
         self._requests: dict[int, LiveRequest] = {}
         self._deadlines: SortedQueue[LiveRequest] = SortedQueue(_expiry)
-        self._num_queued_requests = 0
-        self._num_queued_tokens = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -82,22 +84,15 @@ class RequestTable:
         """The request, if it is live."""
         return self._requests.get(request_id)
 
-    def check_room(self, request: Request) -> None:
-        """Raises AlreadyExistsError for the id of a live request, ResourceExhaustedError where the queue is full."""
-        if request.id in self._requests:
-            message = f"request {request.id} is already live"
+    def check_new(self, request_id: int) -> None:
+        """Raises AlreadyExistsError for the id of a live request."""
+        if request_id in self._requests:
+            message = f"request {request_id} is already live"
             raise AlreadyExistsError(message, reason="DUPLICATE_REQUEST", field="request_id")
-        if self._num_queued_requests >= self._config.max_queued_requests:
-            raise self._queue_full(f"{self._num_queued_requests} requests wait, which is the limit")
-        if self._num_queued_tokens + len(request.prompt_ids) > self._config.max_queued_tokens:
-            waiting = f"{self._num_queued_tokens} prompt tokens wait and this request has {len(request.prompt_ids)}"
-            raise self._queue_full(f"{waiting}; the limit is {self._config.max_queued_tokens}")
 
     def add(self, live: LiveRequest) -> None:
-        """Puts in a request that `check_room` let pass; it counts as queued until `mark_started`."""
+        """Puts in a request that has entered the queue, where it counts until `mark_started`."""
         self._requests[live.request.id] = live
-        self._num_queued_requests += 1
-        self._num_queued_tokens += len(live.request.prompt_ids)
         if live.request.deadline is not None:
             self._deadlines.add(live)
 
@@ -106,7 +101,7 @@ class RequestTable:
         live = self._requests[request_id]
         if not live.started:
             live.started = True
-            self._leave_queue(live)
+            self._queue.leave(request_id)
 
     def mark_finished(self, request_id: int) -> None:
         """A choice of the request has ended; with the last one the request leaves."""
@@ -116,7 +111,7 @@ class RequestTable:
             return
         del self._requests[request_id]
         if not live.started:
-            self._leave_queue(live)
+            self._queue.leave(request_id)
         if live.request.deadline is not None:
             self._deadlines.remove(live)
 
@@ -128,13 +123,23 @@ class RequestTable:
         """The earliest deadline of a live request, if any has one."""
         return _deadline(self._deadlines.first) if self._deadlines else None
 
+    def count_by_place(self) -> RequestCounts:
+        """How many requests run, wait and are paused; O(live choices)."""
+        num_waiting = num_waiting_tokens = num_paused = 0
+        for live in self:
+            state = live.state
+            if state is SequenceState.PAUSED:
+                num_paused += 1
+            elif state is SequenceState.QUEUED or state is SequenceState.PREEMPTED:
+                num_waiting += 1
+                num_waiting_tokens += len(live.request.prompt_ids)
+        return RequestCounts(len(self) - num_waiting - num_paused, num_waiting, num_paused, num_waiting_tokens)
+
     def check_integrity(self) -> None:
         """Raises IntegrityError where counts and requests do not match; O(live choices)."""
-        queued = [live for live in self if not live.started]
-        num_tokens = sum(len(live.request.prompt_ids) for live in queued)
-        if (self._num_queued_requests, self._num_queued_tokens) != (len(queued), num_tokens):
-            counted = f"{self._num_queued_requests} requests of {self._num_queued_tokens} tokens are counted as queued"
-            raise IntegrityError(f"{counted}; there are {len(queued)} of {num_tokens}")
+        self._queue.check_integrity(
+            {live.request.id: len(live.request.prompt_ids) for live in self if not live.started}
+        )
         for live in self:
             num_live = sum(sequence.state is not SequenceState.FINISHED for sequence in live.sequences)
             if live.num_live != num_live or num_live == 0:
@@ -144,13 +149,3 @@ class RequestTable:
         if set(self._deadlines) != with_deadline:
             raise IntegrityError("the queue of deadlines does not hold the live requests that have one")
         self._deadlines.check_integrity()
-
-    def _leave_queue(self, live: LiveRequest) -> None:
-        self._num_queued_requests -= 1
-        self._num_queued_tokens -= len(live.request.prompt_ids)
-
-    def _queue_full(self, message: str) -> ResourceExhaustedError:
-        seconds = self._config.retry_after_seconds
-        return ResourceExhaustedError(
-            f"{message}; try again in {seconds:g} s", reason="QUEUE_FULL", retry_after_seconds=seconds
-        )

@@ -3,13 +3,14 @@
     step = scheduler.schedule()
     events = scheduler.update(step, runner.run(step))
 
-A step holds the newest token of every running sequence and, in what is left of its token budget, prefill chunks. Order
-is by rank: arrival, less a head start for priority. Ranks never change, so of two requests always the same one goes
-first; only finitely many come before any one, so nothing starves. When blocks run out a sequence is preempted, to be
-computed again later: paused ones first, then the last in rank. The first in rank is never preempted while it runs, so
-something always progresses.
+A step holds the newest token of every running sequence and, in what is left of its token budget, prefill chunks; beside
+decode tokens no more of them than keeps the step short (`prefill_budget`). Who is admitted next, and why nothing
+starves, see `waiting_queue`. When blocks run out a sequence is preempted, to be computed again later as far as the
+prefix cache has not kept it: paused ones first, then the last in rank, which is arrival less a head start for priority.
+Ranks never change, so of two sequences always the same one gives way: the youngest of the lowest priority, where
+priority ages. The first in rank is never preempted while it runs, so something always progresses.
 
-Only the engine thread calls in here: single ownership stands in for locks.
+Only the engine thread calls in here, except for `queue_limits`: single ownership stands in for locks.
 """
 
 from __future__ import annotations
@@ -21,42 +22,37 @@ from itertools import takewhile
 
 from engine_service.scheduling.admission import Admission
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.block_pool import IntegrityError
 from engine_service.scheduling.messages import (
     Event,
     FinishedEvent,
-    Load,
     RequestInfo,
-    ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
     Timings,
     TokenEvent,
     Usage,
 )
+from engine_service.scheduling.prefill_budget import PrefillBudget
+from engine_service.scheduling.queue_limits import QueueLimits
 from engine_service.scheduling.request_table import LiveRequest, RequestTable
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sequence import FinishReason, Request, Sequence, SequenceState
 from engine_service.scheduling.sequence_queues import SequenceQueues
+from engine_service.scheduling.stats import SchedulerStats
 from engine_service.scheduling.step_planner import StepPlanner
 from service_common.errors import InternalError, InvalidArgumentError, RequestError, ResourceExhaustedError
 
-__all__ = [
-    "Event",
-    "FinishedEvent",
-    "Load",
-    "RequestInfo",
-    "ScheduledChunk",
-    "ScheduledStep",
-    "Scheduler",
-    "SchedulerConfig",
-    "TokenEvent",
-]
+__all__ = ["FinishedEvent", "Scheduler", "SchedulerConfig", "TokenEvent"]
 
 _DECODE, _PREFILL, _FINISHED = SequenceState.DECODE, SequenceState.PREFILL, SequenceState.FINISHED
 
 
 class Scheduler:
-    """Requests go in by `add`; events come out of `update`, `fail` and `take_events`, in order of happening."""
+    """Requests go in by `add`; events come out of `update`, `fail` and `take_events`, in order of happening.
+
+    Whoever enters a request into `queue_limits` before `add` knows at once whether there is room for it.
+    """
 
     def __init__(
         self,
@@ -70,11 +66,14 @@ class Scheduler:
         self._blocks = block_manager
         self._clock = clock
         self._admission = Admission(config, block_manager, eog_token_ids)
-        self._requests = RequestTable(config)
+        self.queue_limits = QueueLimits(config)
+        self._requests = RequestTable(self.queue_limits)
         self._queues = SequenceQueues(block_manager)
-        self._planner = StepPlanner(config, block_manager, self._queues, self._requests)
+        self._prefill_budget = PrefillBudget(config.max_step_stretch, config.min_prefill_tokens)
+        self._planner = StepPlanner(config, block_manager, self._queues, self._requests, self._prefill_budget)
         self._events: list[Event] = []
         self._in_flight: ScheduledStep | None = None
+        self._step_started = 0.0
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -83,8 +82,13 @@ class Scheduler:
         OutOfRangeError where the prompt leaves no room in the context or the request could never fit the KV cache,
         ResourceExhaustedError where the queue is full, AlreadyExistsError where the id is live.
         """
-        self._requests.check_room(request)
-        sequences = self._admission.sequences_of(request)
+        self._requests.check_new(request.id)
+        self.queue_limits.enter(request)
+        try:
+            sequences = self._admission.sequences_of(request)
+        except RequestError:
+            self.queue_limits.leave(request.id)
+            raise
         self._requests.add(LiveRequest(request, sequences))
         now = self._clock()
         for sequence in sequences:
@@ -142,6 +146,7 @@ class Scheduler:
         now = self._clock()
         self._expire(now)
         self._in_flight = self._planner.plan(now)
+        self._step_started = now
         return self._in_flight
 
     def update(self, step: ScheduledStep, sampled_tokens: SequenceOf[SampledToken]) -> list[Event]:
@@ -153,17 +158,25 @@ class Scheduler:
             message = f"the step samples {step.num_samples} tokens and {len(sampled_tokens)} came back"
             raise InternalError(message, reason="SAMPLED_TOKENS")
         self._land(step)
+        self._blocks.finish_copies()
         now = self._clock()
+        self._prefill_budget.observe(step.num_decodes, step.num_tokens - step.num_decodes, now - self._step_started)
+        block_size, accept = self._blocks.block_size, self._accept
         tokens = iter(sampled_tokens)
         for sequence, _, num_tokens, samples in step.chunks:
             token = next(tokens) if samples else None
-            if sequence.state is _FINISHED:
+            state = sequence.state
+            if state is _FINISHED:
                 continue
             sequence.num_computed += num_tokens
-            if sequence.state is _PREFILL:
+            if sequence.num_computed % block_size < num_tokens:
+                self._blocks.commit(sequence)
+            if state is _PREFILL:
                 self._num_prompt_tokens += num_tokens
+                if token is not None:
+                    self._end_prefill(sequence, now)
             if token is not None:
-                self._accept(sequence, token, now)
+                accept(sequence, token, now)
         return self.take_events()
 
     def fail(self, step: ScheduledStep, error: RequestError) -> list[Event]:
@@ -173,6 +186,7 @@ class Scheduler:
         for chunk in step.chunks:
             if chunk.sequence.state is not _FINISHED:
                 self._finish(chunk.sequence, FinishReason.ERROR, now, error=error)
+        self._blocks.finish_copies()
         return self.take_events()
 
     def take_events(self) -> list[Event]:
@@ -194,27 +208,15 @@ class Scheduler:
         timeout = since + self._config.pause_timeout_seconds
         return timeout if deadline is None else min(deadline, timeout)
 
-    def load(self) -> Load:
+    def stats(self) -> SchedulerStats:
         """Figures; O(live choices)."""
-        states = [live.state for live in self._requests]
-        waiting = [
-            len(live.request.prompt_ids)
-            for live, state in zip(self._requests, states, strict=True)
-            if state in (SequenceState.QUEUED, SequenceState.PREEMPTED)
-        ]
-        num_paused = states.count(SequenceState.PAUSED)
-        return Load(
-            num_requests_running=len(states) - len(waiting) - num_paused,
-            num_requests_waiting=len(waiting),
-            num_requests_paused=num_paused,
-            num_waiting_prompt_tokens=sum(waiting),
-            num_blocks=self._blocks.num_blocks,
-            num_used_blocks=self._blocks.num_used_blocks,
-            block_size=self._blocks.block_size,
+        return SchedulerStats(
+            **self._requests.count_by_place()._asdict(),
             num_steps=self._num_steps,
             prompt_tokens=self._num_prompt_tokens,
             generation_tokens=self._num_generated_tokens,
             num_preemptions=self._queues.num_preemptions,
+            blocks=self._blocks.stats(),
         )
 
     def requests(self) -> list[RequestInfo]:
@@ -226,6 +228,9 @@ class Scheduler:
         """Raises IntegrityError with the invariant that is broken; O(live choices + blocks)."""
         self._requests.check_integrity()
         self._queues.check_integrity()
+        num_live = sum(live.num_live for live in self._requests)
+        if num_live != len(self._queues):
+            raise IntegrityError(f"{num_live} choices are live, and {len(self._queues)} are in a queue")
 
     def _land(self, step: ScheduledStep) -> None:
         if step is not self._in_flight:
@@ -233,23 +238,26 @@ class Scheduler:
         self._in_flight = None
         self._num_steps += 1
 
-    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> None:
-        """Appends a sampled token and ends or pauses the sequence where it must."""
-        if sequence.state is _PREFILL:
-            sequence.transition(_DECODE)
+    def _end_prefill(self, sequence: Sequence, now: float) -> None:
+        """All known tokens are computed: the next one can be taken in, and other choices can go on from the prompt."""
+        sequence.transition(_DECODE)
+        self._queues.fork(sequence, now)
         if sequence.first_token_at is None:
             sequence.first_token_at = now
+
+    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> None:
+        """Appends a sampled token and ends or pauses the sequence where it must."""
         sequence.last_token_at = now
         sequence.credit -= 1
         self._num_generated_tokens += 1
-        token_id = token.token_id
+        token_id, generated_ids = token.token_id, sequence.generated_ids
         ends = token_id in sequence.end_token_ids and sequence.ends_with(token_id)
-        sequence.generated_ids.append(token_id)
+        generated_ids.append(token_id)
         if ends:
             self._finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
             return
         self._events.append(TokenEvent(sequence.request.id, sequence.choice, token))
-        if len(sequence.generated_ids) == sequence.max_tokens:
+        if len(generated_ids) == sequence.max_tokens:
             self._finish(sequence, FinishReason.LENGTH, now)
         elif not sequence.credit:
             self._queues.pause(sequence, now)
@@ -287,13 +295,6 @@ class Scheduler:
         """Ends a live sequence: frees its blocks, tells so once, and lets go of the request after its last choice."""
         self._queues.discard(sequence)
         request_id, choice = sequence.id
-        generated = sequence.num_generated
-        usage = Usage(
-            prompt_tokens=sequence.num_prompt_tokens,
-            cached_tokens=0,
-            generated_tokens=generated,
-            delivered_tokens=generated if num_delivered is None else num_delivered,
-        )
-        timings = Timings.of(sequence, now)
+        usage, timings = Usage.of(sequence, num_delivered), Timings.of(sequence, now)
         self._events.append(FinishedEvent(request_id, choice, reason, stop_token_id, error, usage, timings))
         self._requests.mark_finished(request_id)

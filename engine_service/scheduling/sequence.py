@@ -12,6 +12,7 @@ Only the engine thread touches what is in here: single ownership stands in for l
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final, NamedTuple
@@ -80,7 +81,8 @@ class Request:
     """What was asked for; never changes.
 
     `id` is unique in the engine's life. `arrival` and `deadline` are seconds of the scheduler's clock. `initial_credit`
-    is the number of tokens that each choice may generate before a grant; None stands for max_tokens.
+    is the number of tokens that each choice may generate before a grant; None stands for max_tokens. Requests of one
+    `stream_id` share its turns. They share cached K and V only under the same `cache_salt`, and none where it is None.
     """
 
     id: int
@@ -93,6 +95,8 @@ class Request:
     priority: int = 0
     initial_credit: int | None = None
     logprobs: int | None = None
+    stream_id: Hashable = 0
+    cache_salt: str | None = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -124,6 +128,7 @@ class Sequence:
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int = 0  # prompt tokens that did not have to be computed when it first started
     block_table: array[int] = field(default_factory=lambda: array("i"))
     first_scheduled_at: float | None = None
     first_token_at: float | None = None

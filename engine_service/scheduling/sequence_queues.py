@@ -4,47 +4,65 @@ from __future__ import annotations
 
 from array import array
 
-from engine_service.scheduling.block_manager import BlockManager, IntegrityError
-from engine_service.scheduling.sequence import Rank, Sequence, SequenceState
+from engine_service.scheduling.block_manager import BlockManager, Reuse
+from engine_service.scheduling.block_pool import IntegrityError
+from engine_service.scheduling.followers import Followers
+from engine_service.scheduling.sequence import Sequence, SequenceState
 from engine_service.scheduling.sorted_queue import SortedQueue
+from engine_service.scheduling.waiting_queue import WaitingQueue, by_rank
 
 _WITHOUT_BLOCKS = frozenset({SequenceState.QUEUED, SequenceState.PREEMPTED})
 _RUNNING = frozenset({SequenceState.PREFILL, SequenceState.DECODE})
 
 
-def _rank(sequence: Sequence) -> Rank:
-    return sequence.rank
-
-
 class SequenceQueues:
-    """Moves sequences between the queues, each sorted by rank, and takes and returns their blocks.
+    """Moves sequences between the queues, and takes and returns their blocks.
 
-    A sequence with credit is in `waiting` (QUEUED, PREEMPTED: no blocks) or in `running` (PREFILL: blocks for all its
-    known tokens; DECODE: for all but, perhaps, the newest). One without is in `out_of_credit` with the time it ran out,
-    longest ago first; if it is PAUSED it is in `paused` too, and keeps its blocks.
+    A sequence with credit is in `waiting` (QUEUED, PREEMPTED: no blocks), or in `running` (PREFILL: blocks for all its
+    known tokens; DECODE: for all but, perhaps, the newest), or it waits for the leader of its request (QUEUED). One
+    without is in `out_of_credit` with the time it ran out, longest ago first; if it is PAUSED it is in `paused` too,
+    and keeps its blocks. `running` and `paused` are in order of rank.
     """
 
     def __init__(self, blocks: BlockManager) -> None:
-        self.waiting: SortedQueue[Sequence] = SortedQueue(_rank)
-        self.running: SortedQueue[Sequence] = SortedQueue(_rank)
-        self.paused: SortedQueue[Sequence] = SortedQueue(_rank)
+        self.waiting = WaitingQueue()
+        self.running: SortedQueue[Sequence] = SortedQueue(by_rank)
+        self.paused: SortedQueue[Sequence] = SortedQueue(by_rank)
         self.out_of_credit: dict[Sequence, float] = {}
         self.num_preemptions = 0
+        self._followers = Followers()
         self._blocks = blocks
 
     def enqueue(self, sequence: Sequence, now: float) -> None:
         """Takes in a new sequence."""
         if sequence.credit:
-            self.waiting.add(sequence)
+            self._start_waiting(sequence)
         else:
             self.out_of_credit[sequence] = now
 
-    def admit(self, sequence: Sequence) -> None:
-        """waiting → running, with blocks for all known tokens; the caller has made room."""
-        self.waiting.remove(sequence)
-        sequence.transition(SequenceState.PREFILL)
-        sequence.block_table = self._blocks.allocate(sequence.id, self._blocks.blocks_for(sequence.num_tokens))
-        self.running.add(sequence)
+    def admit_first(self, now: float, paused_since: float) -> Sequence | None:
+        """waiting → running, with blocks for all known tokens, for the first that waits; None where it does not fit.
+
+        Sequences paused at `paused_since` or before are preempted where that makes room, and none where it would not.
+        """
+        reuse = self._make_room(self.waiting.first, paused_since)
+        if reuse is None:
+            return None
+        sequence = self.waiting.take_first()
+        self._start(sequence, reuse, now)
+        return sequence
+
+    def fork(self, leader: Sequence, now: float) -> None:
+        """`leader` has computed the prompt: the choices that waited for it go on from there, QUEUED → running.
+
+        Those for which there is no block wait for their turn instead.
+        """
+        for follower in self._followers.release(leader):
+            reuse = self._blocks.find_fork(leader, follower)
+            if reuse is None:
+                self.waiting.add(follower)
+            else:
+                self._start(follower, reuse, now)
 
     def grow(self, sequence: Sequence) -> bool:
         """Gives a running sequence one more block, at the cost of whoever is to be preempted first.
@@ -52,41 +70,24 @@ class SequenceQueues:
         False where that is `sequence` itself. The first of `running` always gets its block, since a request that needs
         more than the pool was refused.
         """
-        while not self._blocks.can_allocate(1):
+        while not self._blocks.can_grow():
             victim = self.paused.last if self.paused else self.running.last
             self.preempt(victim)
             if victim is sequence:
                 return False
-        self._blocks.allocate(sequence.id, 1)
+        self._blocks.grow(sequence.id)
         return True
-
-    def make_room(self, num_blocks: int, paused_since: float) -> bool:
-        """Sees to it that `num_blocks` are free, preempting sequences paused at `paused_since` or before where it must.
-
-        False, and none is preempted, where even that would not suffice.
-        """
-        if self._blocks.can_allocate(num_blocks):
-            return True
-        victims = [sequence for sequence in reversed(self.paused) if self.out_of_credit[sequence] <= paused_since]
-        if self._blocks.num_free_blocks + sum(len(victim.block_table) for victim in victims) < num_blocks:
-            return False
-        for victim in victims:
-            if self._blocks.can_allocate(num_blocks):
-                break
-            self.preempt(victim)
-        return self._blocks.can_allocate(num_blocks)
 
     def preempt(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; what it has generated stays known and will be computed again."""
-        if sequence.state is SequenceState.PAUSED:
-            self.paused.remove(sequence)
-        else:
-            self.running.remove(sequence)
-            self.waiting.add(sequence)
+        queue = self.paused if sequence.state is SequenceState.PAUSED else self.running
+        queue.remove(sequence)
         sequence.transition(SequenceState.PREEMPTED)
         self._release(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
+        if sequence.credit:
+            self.waiting.add(sequence)
 
     def pause(self, sequence: Sequence, now: float) -> None:
         """running → paused: the sequence has used its credit up."""
@@ -104,8 +105,10 @@ class SequenceQueues:
             self.paused.remove(sequence)
             sequence.transition(SequenceState.DECODE)
             self.running.add(sequence)
-        else:
+        elif sequence.state is SequenceState.PREEMPTED:
             self.waiting.add(sequence)
+        else:
+            self._start_waiting(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its blocks: it is FINISHED."""
@@ -114,17 +117,23 @@ class SequenceQueues:
             self.paused.remove(sequence)
         elif has_blocks:
             self.running.remove(sequence)
-        elif sequence.credit:
+        elif sequence.credit and not self._followers.discard(sequence):
             self.waiting.remove(sequence)
         self.out_of_credit.pop(sequence, None)
         sequence.transition(SequenceState.FINISHED)
         if has_blocks:
             self._release(sequence)
+        for follower in self._followers.release(sequence):
+            self._start_waiting(follower)
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.running) + len(self.out_of_credit) + len(self._followers)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError where a sequence is not where state and credit put it, or its blocks do not match."""
-        for queue in (self.waiting, self.running, self.paused):
-            queue.check_integrity()
+        self.waiting.check_integrity()
+        self.running.check_integrity()
+        self.paused.check_integrity()
         for sequence in self.waiting:
             _check(sequence, "waiting", sequence.state in _WITHOUT_BLOCKS and sequence.credit > 0)
         for sequence in self.running:
@@ -154,8 +163,36 @@ class SequenceQueues:
                 _check(sequence, "in decode", fits and sequence.num_computed == sequence.num_tokens - 1)
             _check(sequence, "a holder", sequence.block_table is self._blocks.block_table(sequence.id))
 
+    def _start_waiting(self, sequence: Sequence) -> None:
+        if self._followers.join(sequence):
+            self.waiting.add(sequence)
+
+    def _make_room(self, sequence: Sequence, paused_since: float) -> Reuse | None:
+        """What `sequence` can reuse, once there is room for it; None, and nothing changes, where there cannot be."""
+        find_room = self._blocks.find_room
+        reuse = find_room(sequence)
+        if reuse is not None or not self.paused:
+            return reuse
+        victims = [victim for victim in reversed(self.paused) if self.out_of_credit[victim] <= paused_since]
+        if find_room(sequence, without=[victim.id for victim in victims]) is None:
+            return None
+        for victim in victims:
+            self.preempt(victim)
+            if (reuse := find_room(sequence)) is not None:
+                break
+        return reuse
+
+    def _start(self, sequence: Sequence, reuse: Reuse, now: float) -> None:
+        sequence.transition(SequenceState.PREFILL)
+        sequence.block_table = self._blocks.open(sequence, reuse)
+        sequence.num_computed = reuse.num_tokens
+        if sequence.first_scheduled_at is None:
+            sequence.first_scheduled_at = now
+            sequence.num_cached = reuse.num_tokens
+        self.running.add(sequence)
+
     def _release(self, sequence: Sequence) -> None:
-        self._blocks.free(sequence.id)
+        self._blocks.free(sequence)
         sequence.block_table = array("i")
 
 

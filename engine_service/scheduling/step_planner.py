@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep, SchedulerConfig
+from engine_service.scheduling.messages import BlockCopy, ScheduledChunk, ScheduledStep, SchedulerConfig
+from engine_service.scheduling.prefill_budget import PrefillBudget
 from engine_service.scheduling.request_table import RequestTable
 from engine_service.scheduling.sequence import Sequence, SequenceState
 from engine_service.scheduling.sequence_queues import SequenceQueues
@@ -16,27 +17,36 @@ class StepPlanner:
     """Fills steps: decode tokens first, then prefill under the token budget, then newcomers, each in order of rank."""
 
     def __init__(
-        self, config: SchedulerConfig, blocks: BlockManager, queues: SequenceQueues, requests: RequestTable
+        self,
+        config: SchedulerConfig,
+        blocks: BlockManager,
+        queues: SequenceQueues,
+        requests: RequestTable,
+        prefill_budget: PrefillBudget,
     ) -> None:
         self._config = config
         self._blocks = blocks
         self._queues = queues
         self._requests = requests
+        self._prefill_budget = prefill_budget
 
     def plan(self, now: float) -> ScheduledStep | None:
         """The next step, None where nothing can run. Admits, preempts, and allocates the blocks the step writes."""
         chunks, prefilling = self._decode_chunks()
         num_decodes = len(chunks)
-        budget = self._config.max_num_batched_tokens - num_decodes
+        budget = min(self._config.max_num_batched_tokens - num_decodes, self._prefill_budget.limit(num_decodes))
+        num_tokens, num_samples = num_decodes, num_decodes
+        copies: list[BlockCopy] = []
         candidates = chain(prefilling, self._admissions(now))
         while budget and (sequence := next(candidates, None)):
             chunk = self._prefill_chunk(sequence, budget)
             chunks.append(chunk)
+            if copy := self._blocks.start_copy(sequence.id):
+                copies.append(copy)
             budget -= chunk.num_tokens
-        if not chunks:
-            return None
-        num_samples = num_decodes + sum(chunk.samples for chunk in islice(chunks, num_decodes, None))
-        return ScheduledStep(chunks, self._config.max_num_batched_tokens - budget, num_samples)
+            num_tokens += chunk.num_tokens
+            num_samples += chunk.samples
+        return ScheduledStep(chunks, num_tokens, num_samples, tuple(copies), num_decodes) if chunks else None
 
     def _decode_chunks(self) -> tuple[list[ScheduledChunk], list[Sequence]]:
         """Chunks for those of the first max_num_seqs running sequences that decode, and the ones in prefill.
@@ -65,12 +75,9 @@ class StepPlanner:
         """Admits waiting sequences one by one, as asked for; ends at the first that does not fit; none is skipped."""
         queues = self._queues
         while queues.waiting and len(queues.running) < self._config.max_num_seqs:
-            sequence = queues.waiting.first
             grace_seconds = self._config.pause_grace_seconds if queues.running else 0.0
-            if not queues.make_room(self._blocks.blocks_for(sequence.num_tokens), now - grace_seconds):
+            sequence = queues.admit_first(now, now - grace_seconds)
+            if sequence is None:
                 return
-            queues.admit(sequence)
-            if sequence.first_scheduled_at is None:
-                sequence.first_scheduled_at = now
-                self._requests.mark_started(sequence.request.id)
+            self._requests.mark_started(sequence.request.id)
             yield sequence

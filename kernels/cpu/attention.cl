@@ -1,7 +1,6 @@
 // Causal attention of a ragged batch over paged K and V (docs/numerics.md section 9).
 //
-// Defines: HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE (a multiple of 8), TILE_ROWS; KV_F32 for an f32 cache. HDP is
-// HEAD_DIM rounded up to 8.
+// Defines: NUM_HEADS, NUM_KV_HEADS, TILE_ROWS; HEAD_DIM, BLOCK_SIZE and the cache's type as kv_block.cl has them.
 // A work-item serves one tile (up to TILE_ROWS rows of one sequence) and one kv head, so that K and V are fetched once for
 // GROUP x rows queries. Launch num_tiles x NUM_KV_HEADS items; tiles vary fastest, since the later tiles of a prompt cost
 // more and a runtime that hands each thread a run of items then gives all threads some of each.
@@ -12,19 +11,10 @@
 
 #define PARTITION 256
 #define GROUP (NUM_HEADS / NUM_KV_HEADS)
-#define HDP ((HEAD_DIM + 7) / 8 * 8)
 #define QKV_WIDTH ((NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
 #define MAX_QUERIES ((TILE_ROWS * GROUP + 3) / 4 * 4)
 
-#ifdef KV_F32
-typedef float kv_t;
-#define load_kv8 clf_load8
-#else
-typedef ushort kv_t;
-#define load_kv8 clf_load8h
-#endif
-
-// A work-item's queries. `score` turns into p in place; o, m and l are of the present partition.
+// A work-item's queries. `score` turns into p times V's scales in place; o, m and l are of the present partition.
 typedef struct {
   int num_queries;                     // a multiple of 4: the last block is filled up with copies of the last query
   int num_visible[MAX_QUERIES];        // query i sees positions 0 to num_visible[i] - 1
@@ -43,7 +33,12 @@ typedef struct {
 
 static inline __global const kv_t *block_of(paged pages, int position) {
   size_t block = pages.block_table[position / BLOCK_SIZE];
-  return pages.cache + (block * NUM_KV_HEADS + pages.kv_head) * (HDP * BLOCK_SIZE);
+  return pages.cache + (block * NUM_KV_HEADS + pages.kv_head) * KV_HEAD_SIZE;
+}
+
+// Scales of the eight tokens from `position`, a multiple of 8, on.
+static inline v8f scales_at(paged pages, int position) {
+  return kv_scales8(block_of(pages, position), position % BLOCK_SIZE);
 }
 
 static inline __global const kv_t *key_at(paged keys, int position) { return block_of(keys, position) + position % BLOCK_SIZE; }
@@ -52,9 +47,10 @@ static inline __global const kv_t *value_at(paged values, int position) {
   return block_of(values, position) + position % BLOCK_SIZE * HDP;
 }
 
-// score [4][PARTITION], 16 tokens: q [HEAD_DIM][4] times eight tokens' K at k0 and eight at k1, both [HEAD_DIM][BLOCK_SIZE].
+// score [4][PARTITION], 16 tokens: q [HEAD_DIM][4] times eight tokens' K at k0 and eight at k1, both
+// [HEAD_DIM][BLOCK_SIZE], times their scales.
 static inline void score_block(__private float *score, __private const float *q, __global const kv_t *k0,
-                               __global const kv_t *k1) {
+                               __global const kv_t *k1, v8f scales0, v8f scales1) {
   v8f acc[4][2];
 #pragma unroll
   for (int i = 0; i < 4; i++) acc[i][0] = acc[i][1] = (v8f)(0.0f);
@@ -69,8 +65,8 @@ static inline void score_block(__private float *score, __private const float *q,
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    clf_store8(score + i * PARTITION, acc[i][0]);
-    clf_store8(score + i * PARTITION + 8, acc[i][1]);
+    clf_store8(score + i * PARTITION, acc[i][0] * scales0);
+    clf_store8(score + i * PARTITION + 8, acc[i][1] * scales1);
   }
 }
 
@@ -112,14 +108,17 @@ static inline void value_single(__private float *o, __private const float *p, __
 // Scores of the `count` tokens from position `start` on. Eights are read whole: what a query does not see is masked later.
 static inline void score_partition(__private query_set *s, paged keys, int start, int count) {
   for (int t = 0; t < count; t += 16) {
-    __global const kv_t *k0 = key_at(keys, start + t);
-    __global const kv_t *k1 = t + 8 < count ? key_at(keys, start + t + 8) : k0;
-    for (int i = 0; i < s->num_queries; i += 4) score_block(s->score + i * PARTITION + t, s->q + i * HEAD_DIM, k0, k1);
+    int first = start + t, second = t + 8 < count ? first + 8 : first;
+    __global const kv_t *k0 = key_at(keys, first), *k1 = key_at(keys, second);
+    v8f scales0 = scales_at(keys, first), scales1 = scales_at(keys, second);
+    for (int i = 0; i < s->num_queries; i += 4)
+      score_block(s->score + i * PARTITION + t, s->q + i * HEAD_DIM, k0, k1, scales0, scales1);
   }
 }
 
-// Turns the scores of the `count` tokens that a query sees into p, and sets m and l.
-static inline void softmax_partition(__private float *score, int count, __private float *m, __private float *l) {
+// Turns the scores of the `count` tokens that a query sees into p times V's scales, and sets m and l.
+static inline void softmax_partition(__private float *score, paged values, int start, int count, __private float *m,
+                                     __private float *l) {
   for (int j = count; j % 8; j++) score[j] = -FLT_MAX;
   v8f top = (v8f)(-FLT_MAX);
   for (int j = 0; j < count; j += 8) top = clf_max8(top, clf_load8(score + j));
@@ -128,7 +127,7 @@ static inline void softmax_partition(__private float *score, int count, __privat
   for (int j = 0; j < count; j += 8) {
     v8f p = clf_exp8(clf_load8(score + j) - *m);
     sum += p;
-    clf_store8(score + j, p);
+    clf_store8(score + j, p * scales_at(values, start + j));
   }
   *l = clf_sum8(sum);
 }
@@ -171,8 +170,8 @@ static inline void merge_partition(__private query_set *s, int i, bool is_first)
 }
 
 // qkv          f32 [M][QKV_WIDTH], q heads first, rotated
-// k_cache      kv_t [num_blocks][NUM_KV_HEADS][HDP][BLOCK_SIZE]
-// v_cache      kv_t [num_blocks][NUM_KV_HEADS][BLOCK_SIZE][HDP]
+// k_cache      kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
+// v_cache      kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
 // positions    int32 [M], absolute; row r sees positions 0 to positions[r] of its sequence
 // block_tables int32 [num_seqs][max_blocks]
 // tiles        int32 [num_tiles][4]: row of block_tables, first row, number of rows (1 to TILE_ROWS), unused
@@ -202,9 +201,10 @@ __kernel void attention(__global const float *qkv, __global const kv_t *k_cache,
   for (int start = 0; start < num_tokens; start += PARTITION) {
     int count = min(PARTITION, num_tokens - start);
     score_partition(&s, keys, start, count);
-    for (int i = 0; i < num_live; i++)
-      if (s.num_visible[i] > start)
-        softmax_partition(s.score + i * PARTITION, min(PARTITION, s.num_visible[i] - start), &s.m[i], &s.l[i]);
+    for (int i = 0; i < num_live; i++) {
+      int num_seen = min(PARTITION, s.num_visible[i] - start);
+      if (num_seen > 0) softmax_partition(s.score + i * PARTITION, values, start, num_seen, &s.m[i], &s.l[i]);
+    }
     value_partition(&s, values, start, count);
     for (int i = 0; i < num_live; i++)
       if (s.num_visible[i] > start) merge_partition(&s, i, start == 0);

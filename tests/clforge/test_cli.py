@@ -113,7 +113,8 @@ def test_serve_takes_the_options_of_both_services(
 ) -> None:
     """Each option of either configuration is one of serve's, but for the link between the two."""
     ended = clforge(capfd, monkeypatch, "serve", "--help")
-    assert all(name in ended.out for name in ("--kv-cache-bytes", "--max-prompt-bytes", "--grpc", "--drain-seconds"))
+    names = ("--kv-cache-bytes", "--max-prompt-bytes", "--grpc", "--drain-seconds", "--metrics", "--tokenizer-metrics")
+    assert all(f"{name} " in ended.out for name in names)
     assert "--engine " not in ended.out
 
 

@@ -14,8 +14,9 @@ import grpc
 from clforge.v1 import engine_pb2 as pb
 from clforge.v1.engine_pb2_grpc import EngineServiceStub, add_EngineServiceServicer_to_server
 from clforge.v1.generation_pb2 import Update
-from engine_service.engine import Engine
+from engine_service.engine import Engine, EngineEvent
 from engine_service.engine_loop import EngineLoop
+from engine_service.metrics import EngineMetrics
 from engine_service.request_registry import RequestRegistry
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.messages import ScheduledStep
@@ -65,6 +66,7 @@ class RunningEngine:
     stub: EngineServiceAsyncStub
     server: EngineServer
     registry: RequestRegistry
+    metrics: EngineMetrics
     loop: EngineLoop
     runner: FakeRunner
     scheduler: Scheduler
@@ -77,9 +79,9 @@ class RunningEngine:
         """Waits until no table holds a request and every KV block is free; fails if that takes longer."""
         async with asyncio.timeout(seconds):
             while True:
-                load = await asyncio.wrap_future(self.loop.query(lambda engine: engine.scheduler.load()))
+                load = await asyncio.wrap_future(self.loop.query(lambda engine: engine.scheduler.stats()))
                 live = load.num_requests_running + load.num_requests_waiting + load.num_requests_paused
-                if not (live or load.num_used_blocks or len(self.registry)):
+                if not (live or load.blocks.num_used_blocks or len(self.registry)):
                     return await self.integrity()
                 await asyncio.sleep(0.01)
 
@@ -92,7 +94,17 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
     config = SchedulerConfig(**{"context_length": CONTEXT_LENGTH, "max_num_seqs": 8} | limits)
     scheduler = Scheduler(config, BlockManager(NUM_BLOCKS, 16), eog_token_ids=frozenset({EOG_ID}))
     event_loop = asyncio.get_running_loop()
-    loop = EngineLoop(lambda: Engine(scheduler, runner), lambda events: _post(event_loop, registry.deliver, events))
+
+    def deliver(events: Sequence[EngineEvent]) -> None:
+        _post(event_loop, registry.deliver, events)
+        servicer.load_feed.changed()
+
+    def stepped(step: ScheduledStep) -> None:
+        metrics.step_done(step)
+        servicer.load_feed.changed()
+
+    loop = EngineLoop(lambda: Engine(scheduler, runner, on_step=stepped), deliver)
+    metrics = EngineMetrics(loop, lambda: True)
     model = ServedModel(
         name="fake",
         architecture="llama",
@@ -106,7 +118,8 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
         num_parameters=1,
         device="none",
     )
-    registry = RequestRegistry(loop, model)
+    registry = RequestRegistry(loop, model, metrics)
+    metrics.model_loaded(model)
     servicer = EngineServer(TokenizerFile(b"GGUF" * 1000, SHA256), loop, Loading(), Serving(model, registry))
     server = rpc.make_server()
     add_EngineServiceServicer_to_server(servicer, server)
@@ -115,7 +128,7 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
     loop.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            yield RunningEngine(EngineServiceStub(channel), servicer, registry, loop, runner, scheduler)
+            yield RunningEngine(EngineServiceStub(channel), servicer, registry, metrics, loop, runner, scheduler)
         finally:
             runner.gate.set()
             await server.stop(None)

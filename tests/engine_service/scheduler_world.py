@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.sampled_token import SampledToken
-from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
-from engine_service.scheduling.scheduler import (
+from engine_service.scheduling.messages import (
+    BlockCopy,
     Event,
     FinishedEvent,
     ScheduledChunk,
     ScheduledStep,
-    Scheduler,
     SchedulerConfig,
     TokenEvent,
 )
+from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceId
 from service_common.errors import ResourceExhaustedError
 
@@ -56,11 +59,16 @@ def make_request(
     min_tokens: int = 0,
     stop_ids: tuple[int, ...] = (),
     ignore_eos: bool = True,
+    prompt_ids: tuple[int, ...] | None = None,
+    stream_id: int = 0,
+    cache_salt: str | None = "",
 ) -> Request:
     """A request whose prompt and seed follow from its id; no token ends it, unless asked for."""
+    if prompt_ids is None:
+        prompt_ids = tuple((request_id * 7 + position) % VOCAB_SIZE for position in range(prompt_len))
     return Request(
         id=request_id,
-        prompt_ids=tuple((request_id * 7 + position) % VOCAB_SIZE for position in range(prompt_len)),
+        prompt_ids=prompt_ids,
         sampling=SamplingParams(seed=request_id),
         limits=GenerationLimits(
             max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stop_ids, ignore_eos=ignore_eos
@@ -70,6 +78,8 @@ def make_request(
         num_choices=num_choices,
         priority=priority,
         initial_credit=credit,
+        stream_id=stream_id,
+        cache_salt=cache_salt,
     )
 
 
@@ -101,9 +111,10 @@ def ids_alone(request: Request, choice: int, count: int) -> tuple[int, ...]:
 
 
 class SimulatedModel:
-    """A cache of one number per slot. A token's number depends on the one before, a sampled id on all of its sequence.
+    """A cache of one number per slot, which stands for K and V: it depends on the token and on all those before.
 
-    So a wrong block, a stale position, a skipped or repeated chunk changes ids.
+    Every read goes through the block table and must find what the sequence's own tokens say; a sampled id depends on
+    all of them. So a wrong block, a copy that was left out, a stale position, a skipped or repeated chunk is noticed.
     """
 
     def __init__(self, blocks: BlockManager) -> None:
@@ -111,10 +122,19 @@ class SimulatedModel:
         self._slots = [0] * (blocks.num_blocks * blocks.block_size)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """One token per chunk that samples. All chunks write before any reads."""
+        """One token per chunk that samples. Copies come first, and all chunks write before any reads."""
+        self._copy(step.block_copies)
         for chunk in step.chunks:
             self._write(chunk)
         return [self._sample(chunk) for chunk in step.chunks if chunk.samples]
+
+    def _copy(self, copies: tuple[BlockCopy, ...]) -> None:
+        targets = [copy.target for copy in copies]
+        assert len({*targets}) == len(targets), "two copies have the same target"
+        assert {*targets}.isdisjoint(copy.source for copy in copies), "the order of copies matters"
+        size = self._block_size
+        for source, target in copies:
+            self._slots[target * size : (target + 1) * size] = self._slots[source * size : (source + 1) * size]
 
     def _slot(self, chunk: ScheduledChunk, position: int) -> int:
         block_table = chunk.sequence.block_table
@@ -128,10 +148,12 @@ class SimulatedModel:
             self._slots[self._slot(chunk, position)] = _mix(state, token_id)
 
     def _sample(self, chunk: ScheduledChunk) -> SampledToken:
-        summary = 0
-        for position in range(chunk.start + chunk.num_tokens):
-            summary = _mix(summary, self._slots[self._slot(chunk, position)])
+        state = summary = 0
         sequence = chunk.sequence
+        for position, token_id in enumerate(sequence.token_ids(0, chunk.start + chunk.num_tokens)):
+            state = _mix(state, token_id)
+            assert self._slots[self._slot(chunk, position)] == state, f"sequence {sequence.id} at {position}"
+            summary = _mix(summary, state)
         return make_token(_next_id(summary, sequence.request, sequence.choice, sequence.num_generated))
 
 
@@ -155,6 +177,9 @@ class World:
         self.scheduler = Scheduler(config, self.blocks, self.clock, frozenset({EOG_ID}))
         self.model = SimulatedModel(self.blocks)
         self.choices: dict[SequenceId, Choice] = {}
+        self.live: dict[int, int] = {}  # choices that have not ended, by request
+        self.step_seconds = self.token_seconds = 0.0  # what a step takes, and each of its tokens
+        self.recent: deque[Choice] = deque(maxlen=4)  # the last choices that came in
         self.log: list[Event] = []
         self.reasons: Counter[FinishReason] = Counter()
         self.num_mixed_steps = 0
@@ -168,13 +193,15 @@ class World:
         credit = request.limits.max_tokens if request.initial_credit is None else request.initial_credit
         for choice in range(request.num_choices):
             self.choices[SequenceId(request.id, choice)] = Choice(request, credit)
+        self.live[request.id] = request.num_choices
+        self.recent.append(self.choices[SequenceId(request.id, 0)])
         return True
 
     def grant(self, request_id: int, tokens: int) -> None:
         """Gives credit to all choices of a request."""
         if self.scheduler.grant(request_id, tokens):
-            for sequence_id, choice in self.choices.items():
-                choice.credit += tokens if sequence_id.request_id == request_id else 0
+            for choice in range(self.choices[SequenceId(request_id, 0)].request.num_choices):
+                self.choices[SequenceId(request_id, choice)].credit += tokens
 
     def end_of(self, request_id: int, choice: int = 0) -> FinishedEvent:
         """How a choice ended."""
@@ -184,7 +211,7 @@ class World:
 
     def live_ids(self) -> list[int]:
         """Requests with a choice that has not ended."""
-        return sorted({choice.request.id for choice in self.choices.values() if choice.finished is None})
+        return list(self.live)
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, checked."""
@@ -203,9 +230,12 @@ class World:
         events = self.scheduler.take_events() if step is None else self.update(step)
         return self.receive(events) if step is None else events
 
-    def update(self, step: ScheduledStep) -> list[Event]:
-        """Runs a step that was scheduled and passes its tokens on."""
-        return self.receive(self.scheduler.update(step, self.model.run(step)))
+    def update(self, step: ScheduledStep, meanwhile: Callable[[], None] = lambda: None) -> list[Event]:
+        """Runs a step that was scheduled and passes its tokens on; `meanwhile` happens while it is in flight."""
+        tokens = self.model.run(step)
+        meanwhile()
+        self.clock.now += self.step_seconds + self.token_seconds * step.num_tokens
+        return self.receive(self.scheduler.update(step, tokens))
 
     def receive(self, events: list[Event]) -> list[Event]:
         """Checks events as the client gets them."""
@@ -218,6 +248,9 @@ class World:
                 assert len(choice.ids) <= choice.credit, "more tokens than credit"
             else:
                 choice.finished = event
+                self.live[event.request_id] -= 1
+                if not self.live[event.request_id]:
+                    del self.live[event.request_id]
                 self.reasons[event.reason] += 1
                 self._check_finished(choice, event)
         self.log += events
@@ -243,13 +276,14 @@ class World:
     def check_empty(self) -> None:
         """All requests have ended; nothing of them is left."""
         assert all(choice.finished is not None for choice in self.choices.values())
+        assert self.live == {}
         self.scheduler.check_integrity()
-        assert self.blocks.num_free_blocks == self.blocks.num_blocks
+        assert self.blocks.num_available_blocks == self.blocks.num_blocks
         assert self.blocks.sequence_ids() == frozenset()
         assert self.scheduler.requests() == []
         assert self.scheduler.next_deadline() is None
-        load = self.scheduler.load()
-        assert (load.num_requests_running, load.num_requests_waiting, load.num_requests_paused) == (0, 0, 0)
+        stats = self.scheduler.stats()
+        assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_requests_paused) == (0, 0, 0)
 
     def _check_step(self, step: ScheduledStep) -> None:
         chunks = step.chunks
@@ -273,6 +307,7 @@ class World:
         assert usage.generated_tokens == len(ids)
         assert usage.prompt_tokens == len(request.prompt_ids)
         assert usage.delivered_tokens <= usage.generated_tokens
+        assert usage.cached_tokens < usage.prompt_tokens
         assert min(event.timings) >= 0
         assert (event.error is not None) == (event.reason is FinishReason.ERROR)
         max_tokens = min(request.limits.max_tokens, self.config.context_length - len(request.prompt_ids))
@@ -282,8 +317,9 @@ class World:
 
 
 def make_world(num_blocks: int = 32, block_size: int = 4, **changes: Any) -> World:
-    """A world with room for small tests; `changes` are fields of SchedulerConfig."""
-    return World(SchedulerConfig(**({"context_length": 64} | changes)), num_blocks, block_size)
+    """A world with room for small tests, where steps take no time; `changes` are fields of SchedulerConfig."""
+    fields = {"context_length": 64, "max_step_stretch": inf} | changes
+    return World(SchedulerConfig(**fields), num_blocks, block_size)
 
 
 def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, bool]]:

@@ -10,9 +10,10 @@ import pytest
 from engine_service.engine import MAX_FAILED_STEPS, AdmittedEvent, Engine, EngineEvent
 from engine_service.engine_loop import EngineLoop
 from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.messages import FinishedEvent, TokenEvent
+from engine_service.scheduling.messages import FinishedEvent, ScheduledStep, TokenEvent
+from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
-from service_common.errors import DeviceError
+from service_common.errors import DeviceError, ResourceExhaustedError
 from tests.engine_service.engine_server import FakeRunner
 from tests.in_process import request
 
@@ -69,7 +70,7 @@ def test_ten_threads_of_a_thousand_operations_leave_a_sound_engine() -> None:
         thread.join()
     recorder.wait_for_ends(NUM_THREADS * NUM_OPERATIONS // 4)
     loop.query(lambda engine: engine.scheduler.check_integrity()).result(5)
-    assert loop.query(lambda engine: engine.scheduler.load().num_used_blocks).result(5) == 0
+    assert loop.query(lambda engine: engine.scheduler.stats().blocks.num_used_blocks).result(5) == 0
     loop.close()
     ended = [event.request_id for event in recorder.events if isinstance(event, FinishedEvent)]
     admitted = [event.request_id for event in recorder.events if isinstance(event, AdmittedEvent)]
@@ -127,4 +128,32 @@ def test_a_device_that_keeps_failing_ends_the_thread() -> None:
         recorder.wait_for_ends(request_id)
     loop.post(lambda engine: engine.add(request(99, [3], 3)))
     assert isinstance(loop.stopped.exception(5), DeviceError)
+    loop.close()
+
+
+def test_a_full_queue_refuses_while_a_step_is_in_flight() -> None:
+    """Whoever asks is told at once, however long the step takes; a withdrawn request makes room at once."""
+    in_flight = threading.Event()
+
+    class BusyRunner(FakeRunner):
+        def run(self, step: ScheduledStep) -> Sequence[SampledToken]:
+            in_flight.set()
+            return super().run(step)
+
+    runner, recorder = BusyRunner(), Recorder()
+    config = SchedulerConfig(context_length=64, max_num_seqs=1, max_queued_requests=1)
+    loop = EngineLoop(lambda: Engine(Scheduler(config, BlockManager(64, 8)), runner), recorder)
+    loop.start()
+    loop.loaded.result(5)
+    loop.post(lambda engine: engine.add(request(1, [3], 3)))
+    assert in_flight.wait(5)
+    second, third = request(2, [3], 3), request(3, [3], 3)
+    loop.reserve(second)
+    with pytest.raises(ResourceExhaustedError, match="1 requests wait, which is the limit"):
+        loop.reserve(third)
+    loop.withdraw(second.id)
+    loop.reserve(third)
+    loop.post(lambda engine: engine.add(third))
+    runner.gate.set()
+    recorder.wait_for_ends(2)
     loop.close()

@@ -411,7 +411,7 @@ async def test_embed_says_that_it_is_not_served(running: RunningEngine) -> None:
 
 async def _until(running: RunningEngine, holds: Any) -> None:
     async with asyncio.timeout(5):
-        while not holds(await asyncio.wrap_future(running.loop.query(lambda engine: engine.scheduler.load()))):
+        while not holds(await asyncio.wrap_future(running.loop.query(lambda engine: engine.scheduler.stats()))):
             await asyncio.sleep(0.002)
 
 

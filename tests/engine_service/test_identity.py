@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from gguf import GGMLQuantizationType
 
+from engine_service.compute.kv_plan import KV_FORMATS, KVCacheShape
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.sequence import Request
@@ -63,39 +64,55 @@ def run(model: Path, requests: Sequence[Request], **options: Any) -> dict[int, l
         return run_to_end(running)
 
 
-@pytest.fixture(scope="module")
-def alone(model: Path) -> dict[int, list[SampledToken]]:
-    """What each request gives in an engine that runs one at a time."""
-    return run(model, mixed_requests(7), max_num_seqs=1)
+class Alone(NamedTuple):
+    """What each request gives in an engine that runs one at a time, with a cache of some type."""
+
+    kv_cache_type: str
+    tokens: dict[int, list[SampledToken]]
 
 
-def test_neighbours_change_no_bit(model: Path, alone: dict[int, list[SampledToken]]) -> None:
+@pytest.fixture(scope="module", params=KV_FORMATS)
+def alone(request: pytest.FixtureRequest, model: Path) -> Alone:
+    """One for each type of cache (KV-13)."""
+    return Alone(request.param, run(model, mixed_requests(7), kv_cache_type=request.param, max_num_seqs=1))
+
+
+def test_neighbours_change_no_bit(model: Path, alone: Alone) -> None:
     """Sixteen concurrent requests each give what they give alone."""
-    assert run(model, mixed_requests(7)) == alone
-    assert len(alone) == NUM_REQUESTS
+    assert run(model, mixed_requests(7), kv_cache_type=alone.kv_cache_type) == alone.tokens
+    assert len(alone.tokens) == NUM_REQUESTS
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_prefill_chunks_change_no_bit(model: Path, alone: dict[int, list[SampledToken]], chunk: int) -> None:
+def test_prefill_chunks_change_no_bit(model: Path, alone: Alone, chunk: int) -> None:
     """Prompts prefilled in chunks of 1, 7 or 512 tokens give the same (MODEL-3)."""
-    assert run(model, mixed_requests(7), max_prefill_chunk=chunk) == alone
+    options = {"kv_cache_type": alone.kv_cache_type, "max_prefill_chunk": chunk}
+    assert run(model, mixed_requests(7), **options) == alone.tokens
 
 
-def test_preemption_changes_no_bit(model: Path, alone: dict[int, list[SampledToken]]) -> None:
+def test_preemption_changes_no_bit(model: Path, alone: Alone) -> None:
     """A cache too small for all of them, so that some are computed again, gives the same."""
-    with engine(model, kv_cache_bytes=12 * 2 * 2 * 2 * 64 * 32 * 2, context_length=160) as running:
+    block_bytes = KVCacheShape(2, 2, 64, 32, alone.kv_cache_type).block_bytes
+    sizes = {"kv_cache_bytes": str(12 * block_bytes), "context_length": 160, "max_num_seqs": 12}
+    with engine(model, kv_cache_type=alone.kv_cache_type, **sizes) as running:
         for each in mixed_requests(7):
             running.add(each)
-        assert run_to_end(running) == alone
-        assert running.scheduler.load().num_preemptions > 0
+        assert run_to_end(running) == alone.tokens
+        assert running.scheduler.stats().num_preemptions > 0
 
 
-def test_block_size_and_portable_kernels_change_no_bit(model: Path, alone: dict[int, list[SampledToken]]) -> None:
+def test_block_size_and_portable_kernels_change_no_bit(model: Path, alone: Alone) -> None:
     """Neither the size of KV blocks nor the kernel class is part of the arithmetic."""
-    assert run(model, mixed_requests(7), block_size=8) == alone
-    assert run(model, mixed_requests(7), portable_kernels=True) == alone
+    options = {"kv_cache_type": alone.kv_cache_type, "block_size": 8, "portable_kernels": True}
+    assert run(model, mixed_requests(7), **options) == alone.tokens
 
 
-def test_other_seeds_give_other_tokens(model: Path, alone: dict[int, list[SampledToken]]) -> None:
+def test_other_seeds_give_other_tokens(model: Path, alone: Alone) -> None:
     """The comparison can fail: another seed's requests differ."""
-    assert run(model, mixed_requests(8)) != alone
+    assert run(model, mixed_requests(8), kv_cache_type=alone.kv_cache_type) != alone.tokens
+
+
+def test_the_type_of_the_cache_is_part_of_the_arithmetic(model: Path, alone: Alone) -> None:
+    """The comparison can see the cache: another type gives other log-probabilities, as another numerics_id says."""
+    other = "f16" if alone.kv_cache_type == "int8" else "int8"
+    assert run(model, mixed_requests(7), kv_cache_type=other) != alone.tokens

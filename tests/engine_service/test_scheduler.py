@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine_service.scheduling.block_manager import IntegrityError
-from engine_service.scheduling.scheduler import FinishedEvent, ScheduledStep, TokenEvent
+from engine_service.scheduling.block_pool import IntegrityError
+from engine_service.scheduling.messages import FinishedEvent, ScheduledStep, TokenEvent
 from engine_service.scheduling.sequence import FinishReason, SequenceState
 from service_common.errors import (
     AlreadyExistsError,
@@ -172,17 +172,20 @@ def test_each_step_is_updated_exactly_once() -> None:
         world.scheduler.update(step, [make_token(1)])
 
 
-def test_load_counts_requests_blocks_and_tokens() -> None:
-    """load tells where requests are and what has been computed; a request counts by its most advanced choice."""
-    world = make_world(max_num_seqs=2)
+def test_stats_count_requests_blocks_and_tokens() -> None:
+    """stats tells where requests are and what has been computed; a request counts by its most advanced choice."""
+    world = make_world(max_num_seqs=2, context_length=64)
     world.add(make_request(1, prompt_len=8, num_choices=3))
     world.add(make_request(2, prompt_len=5))
+    world.add(make_request(3, prompt_len=6, credit=0))
+    world.add(make_request(4, prompt_len=7))
     world.step()
-    load = world.scheduler.load()
-    assert (load.num_requests_running, load.num_requests_waiting, load.num_requests_paused) == (1, 1, 0)
-    assert load.num_waiting_prompt_tokens == 5
-    assert (load.num_blocks, load.num_used_blocks, load.block_size) == (32, 4, 4)
-    assert (load.num_steps, load.prompt_tokens, load.generation_tokens, load.num_preemptions) == (1, 16, 2, 0)
+    stats, blocks = world.scheduler.stats(), world.scheduler.stats().blocks
+    assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_requests_paused) == (2, 2, 0)
+    assert stats.num_waiting_prompt_tokens == 13
+    assert (stats.num_steps, stats.prompt_tokens, stats.generation_tokens, stats.num_preemptions) == (1, 13, 2, 0)
+    assert (blocks.num_blocks, blocks.num_used_blocks, blocks.block_size) == (32, 6, 4)
+    assert blocks.num_used_blocks + blocks.num_cached_blocks + blocks.num_free_blocks == 32
 
 
 def test_requests_lists_the_live_requests_oldest_first() -> None:
@@ -208,6 +211,9 @@ def test_requests_lists_the_live_requests_oldest_first() -> None:
         ({"max_queued_tokens": 63}, "max_queued_tokens is 63; it must be at least context_length, which is 64"),
         ({"pause_timeout_seconds": float("nan")}, "pause_timeout_seconds is nan"),
         ({"priority_step_seconds": -1.0}, r"priority_step_seconds is -1\.0"),
+        ({"max_step_stretch": 1.0}, r"max_step_stretch is 1\.0; it must be above 1"),
+        ({"max_step_stretch": float("nan")}, "max_step_stretch is nan"),
+        ({"min_prefill_tokens": 0}, "min_prefill_tokens is 0"),
     ],
 )
 def test_limits_out_of_range_or_in_contradiction_are_refused(changes: dict[str, Any], message: str) -> None:

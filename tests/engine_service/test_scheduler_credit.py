@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
+from engine_service.scheduling.messages import FinishedEvent, TokenEvent
 from engine_service.scheduling.sequence import FinishReason, SequenceId, SequenceState
 from service_common.errors import InvalidArgumentError, ResourceExhaustedError
 from tests.engine_service.scheduler_world import World, chunks_of, make_request, make_world
@@ -32,7 +32,7 @@ def test_credit_used_up_pauses_and_keeps_the_blocks() -> None:
     assert state_of(world, 1) is SequenceState.PAUSED
     assert world.blocks.num_used_blocks == 2
     assert world.schedule() is None
-    assert world.scheduler.load().num_requests_paused == 1
+    assert world.scheduler.stats().num_requests_paused == 1
 
 
 def test_a_grant_resumes_where_the_request_stopped() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
+from engine_service.scheduling.messages import FinishedEvent, TokenEvent
 from engine_service.scheduling.sequence import FinishReason, SequenceId
 from service_common.errors import InternalError, InvalidArgumentError
 from tests.engine_service.scheduler_world import EOG_ID, VOCAB_SIZE, ids_alone, make_request, make_world
@@ -64,6 +64,7 @@ def test_choices_are_independent_and_end_one_by_one() -> None:
     """Each of n choices has its own tokens and its own end; the request leaves with the last."""
     world = make_world()
     world.add(make_request(1, num_choices=3))
+    world.step()
     world.step()
     world.scheduler.stop(1, 1, 1)
     assert [info.request_id for info in world.scheduler.requests()] == [1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine_service.scheduling.scheduler import FinishedEvent
+from engine_service.scheduling.messages import FinishedEvent
 from engine_service.scheduling.sequence import FinishReason, SequenceId, SequenceState
 from tests.engine_service.scheduler_world import World, chunks_of, make_request, make_world
 
@@ -88,7 +88,7 @@ def test_when_blocks_run_out_the_last_in_order_is_preempted() -> None:
     while SequenceState.PREEMPTED not in states(world).values():
         world.step()
     assert states(world) == {1: SequenceState.DECODE, 2: SequenceState.DECODE, 3: SequenceState.PREEMPTED}
-    assert world.scheduler.load().num_preemptions == 1
+    assert world.scheduler.stats().num_preemptions == 1
     world.finish()
 
 
@@ -125,7 +125,7 @@ def test_the_first_in_order_is_never_preempted() -> None:
         assert states(world)[first] is not SequenceState.PREEMPTED
         assert step is not None
         world.update(step)
-    assert world.scheduler.load().num_preemptions > 0
+    assert world.scheduler.stats().num_preemptions > 0
     world.check_empty()
 
 
@@ -136,7 +136,7 @@ def test_paused_requests_are_preempted_first() -> None:
     world.add(make_request(2, prompt_len=7, max_tokens=9))
     world.run_until_idle()
     assert states(world) == {1: SequenceState.PREEMPTED}
-    assert world.scheduler.load().num_preemptions == 1
+    assert world.scheduler.stats().num_preemptions == 1
     world.finish()
 
 
@@ -165,7 +165,10 @@ def test_of_several_paused_requests_the_last_in_order_gives_way() -> None:
 
 
 def test_a_preempted_request_without_credit_waits_for_it() -> None:
-    """Preempted while paused, a request is computed again only once it has credit, and still times out without."""
+    """Preempted while paused, a request comes back only once it has credit, and still times out without.
+
+    What survives of its blocks in the prefix cache is not computed again.
+    """
     world = make_tight_world(num_blocks=4, pause_timeout_seconds=30.0)
     world.add(make_request(1, prompt_len=7, max_tokens=6, credit=2))
     world.run_until_idle()
@@ -174,7 +177,7 @@ def test_a_preempted_request_without_credit_waits_for_it() -> None:
     assert states(world) == {1: SequenceState.PREEMPTED}
     assert world.scheduler.next_deadline() == 130.0
     world.grant(1, 4)
-    assert chunks_of(world.schedule()) == [(1, 0, 9, True)]
+    assert chunks_of(world.schedule()) == [(1, 4, 5, True)]
 
 
 def test_newcomers_take_blocks_of_paused_requests_only_after_a_grace() -> None:

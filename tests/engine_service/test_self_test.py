@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import Mock
@@ -16,7 +17,7 @@ from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.kv_cache import KVCache
 from engine_service.compute.kv_plan import KVCacheShape
 from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
-from engine_service.compute.operations import Operations
+from engine_service.compute.operations import AttentionShape, Operations
 from engine_service.compute.sampler import Sampler
 from engine_service.compute.self_test import TOLERANCE, SelfTestError, choose_library
 from engine_service.compute.self_test_cases import SelfTestCases
@@ -34,8 +35,17 @@ BLOCK_SIZE, EOG_IDS = 16, (2,)
 
 # One layout a role, so that little is built; every kernel occurs.
 KERNELS = small_model_kernels(in_all_roles(layout_named("F32")) | {"attn_output": (layout_named("Q8_0"),)})
-SOURCES = ["gather", "rms_norm", "matmul_float", "matmul_quant", "rope_kv_write", "attention", "quantize", "swiglu"]
-SOURCES.append("sample")
+SOURCES = [
+    "gather",
+    "rms_norm",
+    "matmul_float",
+    "matmul_quant",
+    "rope_kv_write",
+    "attention",
+    "copy_blocks",
+    "quantize",
+]
+SOURCES += ["swiglu", "sample"]
 
 SLIPS = [
     ("gather", "lanes[lane]", "lanes[lane ^ 1]"),
@@ -47,6 +57,8 @@ SLIPS = [
     ("rope_kv_write", "x > -65504.0f ? x : -65504.0f", "x"),
     ("attention", "positions[row] + 1", "positions[row]"),
     ("attention", "clf_fma(s->total_l[i], a,", "clf_fma(s->total_l[i], b,"),
+    ("copy_blocks", "target[i] = source[i]", "target[i] = source[0]"),
+    ("copy_blocks", "item % 2 ? v_cache : k_cache", "k_cache"),
     ("quantize", "127.0f / amax", "126.0f / amax"),
     ("quantize", "(qa + qb)", "(qa - qb)"),
     ("swiglu", "clf_exp8(-g) + 1.0f", "clf_exp8(-g) + 1.001f"),
@@ -55,6 +67,17 @@ SLIPS = [
     ("sample", "p->top_p_weight << 33", "p->top_p_weight << 32"),
     ("sample", "w >= threshold", "w >= 2.0f * threshold"),
     ("sample", "report->chosen_logit = row[token_id]", "report->chosen_logit = row[0]"),
+]
+
+
+INT8_SLIPS = [
+    ("rope_kv_write", "/ 127.0f", "/ 126.0f"),
+    ("rope_kv_write", "kv_scales(head)[offset]", "kv_scales(head)[0]"),
+    ("rope_kv_write", "to_f16_range(x[d])", "x[d]"),
+    ("attention", "p * scales_at(values, start + j)", "p"),
+    ("attention", "sum += p;", "sum += p * scales_at(values, start + j);"),
+    ("attention", "acc[i][1] * scales1", "acc[i][1] * scales0"),
+    ("copy_blocks", "KV_HEAD_SIZE * (int)sizeof", "HDP * BLOCK_SIZE * (int)sizeof"),
 ]
 
 
@@ -104,9 +127,10 @@ def test_good_native_kernels_pass_in_every_layout(libraries: Libraries) -> None:
     self_test.self_test(libraries.native, small_model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
 
 
+@pytest.mark.parametrize("kv_cache_type", ["f32", "int8"])
 @pytest.mark.parametrize("kind", Libraries._fields)
-def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str) -> None:
-    """Both libraries with the rotation of halves, without biases, with an f32 cache of large blocks."""
+def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str, kv_cache_type: str) -> None:
+    """Both libraries with the rotation of halves, without biases, with an f32 or int8 cache of large blocks (KV-13)."""
     kernels = small_model_kernels(
         in_all_roles(layout_named("Q6_K")) | {"ffn_down": (layout_named("F16"),)},
         num_heads=4,
@@ -115,7 +139,7 @@ def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str) -> N
         rope_style="halves",
         attention_bias=False,
         block_size=256,
-        kv_cache_type="f32",
+        kv_cache_type=kv_cache_type,
     )
     self_test.self_test(getattr(libraries, kind), kernels)
 
@@ -142,6 +166,15 @@ def test_a_slip_in_the_arithmetic_is_found(libraries: Libraries, source: str, ol
         self_test.self_test(BrokenLibrary(libraries.native, source, old, new), KERNELS)
     assert caught.value.kernel.split()[0] == source
     assert not caught.value.difference <= TOLERANCE
+
+
+@pytest.mark.parametrize(("source", "old", "new"), INT8_SLIPS, ids=lambda text: str(text))
+def test_a_slip_in_an_int8_cache_is_found(libraries: Libraries, source: str, old: str, new: str) -> None:
+    """The same for what only an int8 cache has: scales, and their place."""
+    kernels = dataclasses.replace(KERNELS, kv_cache_type="int8")
+    with pytest.raises(SelfTestError) as caught:
+        self_test.self_test(BrokenLibrary(libraries.native, source, old, new), kernels)
+    assert caught.value.kernel == source
 
 
 def test_a_native_kernel_that_is_not_accepted_gives_way(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,5 +235,6 @@ def load(library: KernelLibrary, reader: GGUFReader, hyperparameters: Hyperparam
     limits = StepLimits(max_tokens=8, max_seqs=2, max_blocks_per_seq=2, block_size=BLOCK_SIZE)
     operations = Operations(device, library, StepInputs(device, limits))
     cache = KVCache(device, KVCacheShape(h.num_layers, h.num_kv_heads, h.head_dim, BLOCK_SIZE, "f16"), num_blocks=2)
+    operations.copy_blocks(cache, AttentionShape(h.num_heads, h.num_kv_heads, h.head_dim, h.rope_dim, True))
     LlamaModel(h, reader, Weights(device, reader, Mock()), operations, cache, device, limits)
     Sampler(device, library, h.vocab_size, 2, EOG_IDS)

@@ -204,9 +204,17 @@ def test_private_server_refuses_a_bad_file_as_serve_does(user: User, tmp_path: P
         (["--block-size", "12"], ["--block-size is 12", "multiple of 8"]),
         (["--max-num-seqs", "600"], ["--max-num-batched-tokens is 512", "--max-num-seqs, 600"]),
         (["--kv-cache-bytes", "1"], ["--kv-cache-bytes is 1", "blocks of", "give more memory"]),
+        (["--kv-cache-bytes", "2GB"], ["--kv-cache-bytes is '2GB'", "2GiB"]),
         (["--context-length", "100000"], ["--context-length is 100000", f"at most {CONTEXT_LENGTH} tokens"]),
         (["--device", "99"], ["--device 99", "clforge devices"]),
         (["--grpc", "0.0.0.0:1"], ["0.0.0.0:1", "--insecure"]),
+        (["--metrics", "0.0.0.0:1"], ["--metrics: 0.0.0.0:1", "--insecure"]),
+        (["--tokenizer-metrics", "0.0.0.0:1"], ["--tokenizer-metrics: 0.0.0.0:1", "--insecure"]),
+        (["--metrics", "unix:/x"], ["--metrics: 'unix:/x'", "host:port"]),
+        (
+            ["--metrics", "127.0.0.1:9", "--tokenizer-metrics", "127.0.0.1:9"],
+            ["--metrics and --tokenizer-metrics are both 127.0.0.1:9"],
+        ),
         (["--grpc", "nonsense"], ["--grpc: 'nonsense'", "host:port"]),
         (["--drain-seconds", "inf"], ["--drain-seconds", "not a finite number"]),
     ],
@@ -231,12 +239,14 @@ def test_unknown_variable_is_refused(user: User, model: Path) -> None:
     assert_refused(misspelt.run("serve", "--model", str(model)), "CLFORGE_THREAD ", "CLFORGE_THREADS?")
 
 
-def test_port_in_use_is_refused(user: User, model: Path) -> None:
+@pytest.mark.parametrize("option", ["--grpc", "--metrics", "--tokenizer-metrics"])
+def test_port_in_use_is_refused(user: User, model: Path, option: str) -> None:
     """The engine that was loading meanwhile goes without a word (ISSUE-2)."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        ended = user.run("serve", "--model", str(model), "--grpc", address, "--log-level", "warning")
-    assert_refused(ended, "address already in use", address, "--grpc")
+        options = ["--grpc", "127.0.0.1:0", option, address, "--log-level", "warning"]
+        ended = user.run("serve", "--model", str(model), *options)
+    assert_refused(ended, "address already in use", address, option)
 
 
 def test_machine_without_opencl_is_told_what_to_install(user: User, model: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ VOCAB_SIZE = 302
 NUM_MIXED = 16
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 32 * 2  # layers, K and V, KV heads, head_dim, block_size, f16
 MAX_CREDIT = (1 << 31) - 1
-SMALL_CACHE = ("--kv-cache-bytes", str(12 * BLOCK_BYTES), "--context-length", "256")
+SMALL_CACHE = ("--kv-cache-bytes", str(12 * BLOCK_BYTES), "--context-length", "256", "--max-num-seqs", "12")
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def short_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
     yield small_model_kernels(dealt_out(ALL_LAYOUTS)), ((260, 1), (0, 3), (6, 1))
     f32_only = in_all_roles(_F32)
     yield small_model_kernels(f32_only, head_dim=10, rope_style="halves", block_size=24, kv_cache_type="f32"), ((9, 9),)
+    yield small_model_kernels(f32_only, head_dim=10, kv_cache_type="int8"), ((9, 9), (0, 1))
 
 
 def full_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
@@ -61,7 +62,7 @@ def full_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
     for num_tokens in (1, 2, 3, 4, 5, 7, 8, 9, 17):
         yield small_model_kernels(f32_and_q8_0), ((0, num_tokens),)
     heads = ((1, 1, 2), (3, 1, 8), (14, 2, 64), (4, 4, 80), (5, 1, 128))
-    caches = ((8, "f16"), (24, "f32"), (256, "f16"))
+    caches = ((8, "f16"), (24, "f32"), (256, "f16"), (16, "int8"))
     for (num_heads, num_kv_heads, head_dim), (block_size, kv_cache_type) in product(heads, caches):
         kernels = small_model_kernels(
             in_all_roles(_F32),

@@ -6,6 +6,7 @@ has the definition's bits.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -110,38 +111,71 @@ def rotate(x: Floats, cos_sin: Floats, *, adjacent: bool) -> Floats:
     return y
 
 
-def to_cache(x: Floats, kv_cache_type: str) -> NDArray[Any]:
-    """Section 8: what the cache holds of K or V, as float16 or float32."""
-    return np.clip(x, -65504, 65504).astype(np.float16) if kv_cache_type == "f16" else x
+@dataclass(frozen=True)
+class Cached:
+    """Section 8: codes [num_tokens][num_kv_heads][head_dim] in the cache's type, scales [num_tokens][num_kv_heads]."""
+
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+
+    def __getitem__(self, tokens: Any) -> Cached:
+        """Those of some tokens."""
+        return Cached(self.codes[tokens], self.scales[tokens])
+
+    @property
+    def values(self) -> Doubles:
+        """The numbers that it stands for."""
+        return self.codes * self.scales[..., None].astype(np.float64)
+
+    def of_query_heads(self, num_heads: int) -> tuple[Floats, Floats]:
+        """Codes and scales in f32, each kv head as often as query heads share it."""
+        group = num_heads // self.codes.shape[1]
+        codes, scales = (np.repeat(x.astype(np.float32), group, axis=1) for x in (self.codes, self.scales))
+        return codes, scales
 
 
-def attention(q: Floats, k: Floats, v: Floats, scale: float) -> Floats:
-    """Section 9 for one row: q [num_heads][head_dim] over its visible k, v [num_tokens][num_kv_heads][head_dim]."""
-    group = q.shape[0] // k.shape[1]
-    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+def to_cache(x: Floats, kv_cache_type: str) -> Cached:
+    """Section 8 for K or V [num_tokens][num_kv_heads][head_dim]; scales are f16 in an int8 cache, else all 1."""
+    if kv_cache_type == "int8":
+        clipped = np.clip(x, -65504, 65504)
+        scales = (np.abs(clipped).max(axis=2) / np.float32(127)).astype(np.float16)
+        live = scales > 0
+        r = np.float32(1) / np.where(live, scales, np.float16(1)).astype(np.float32)
+        codes = np.clip(np.rint(clipped * (r * live)[..., None]), -127, 127)
+        return Cached(codes.astype(np.int8), scales)
+    codes = np.clip(x, -65504, 65504).astype(np.float16) if kv_cache_type == "f16" else x
+    return Cached(codes, np.ones(x.shape[:2], np.float32))
+
+
+def attention(q: Floats, k: Cached, v: Cached, scale: float) -> Floats:
+    """Section 9 for one row: q [num_heads][head_dim] over its visible tokens."""
     scaled = q * np.float32(scale)
+    starts = range(0, len(k.codes), PARTITION)
     parts = [
-        _attention_partition(scaled, k[start : start + PARTITION], v[start : start + PARTITION])
-        for start in range(0, len(k), PARTITION)
+        _attention_partition(scaled, k[start : start + PARTITION], v[start : start + PARTITION]) for start in starts
     ]
     _, length, o = reduce(_merge, parts)
     return o * (np.float32(1) / length)[:, None]
 
 
-def _attention_partition(q: Floats, k: Floats, v: Floats) -> tuple[Floats, Floats, Floats]:
+def _attention_partition(q: Floats, k: Cached, v: Cached) -> tuple[Floats, Floats, Floats]:
     """(m [num_heads], l [num_heads], o [num_heads][head_dim]) of one partition."""
-    num_tokens, num_heads, head_dim = k.shape
+    k_codes, k_scales = k.of_query_heads(len(q))
+    v_codes, v_scales = v.of_query_heads(len(q))
+    num_tokens, num_heads, head_dim = k_codes.shape
     score = np.zeros((num_heads, num_tokens), np.float32)
     for d in range(head_dim):
-        score = fma(q[:, d, None], k[:, :, d].T, score)
+        score = fma(q[:, d, None], k_codes[:, :, d].T, score)
+    score = score * k_scales.T
     m = score.max(axis=1)
     p = exp(score - m[:, None])
     lanes = np.zeros((num_heads, 8), np.float32)
     for eight in np.pad(p, ((0, 0), (0, -num_tokens % 8))).reshape(num_heads, -1, 8).swapaxes(0, 1):
         lanes = lanes + eight
+    scaled_p = p * v_scales.T
     o = np.zeros((num_heads, head_dim), np.float32)
     for j in range(num_tokens):
-        o = fma(p[:, j, None], v[j], o)
+        o = fma(scaled_p[:, j, None], v_codes[j], o)
     return m, _fold(lanes), o
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 from engine_service.compute.device import Device
 from engine_service.compute.kernel_library import KernelLibrary
 from tests.kernels import reference_ops
+from tests.kernels.kv_pages import DEFINES, unwritten_pages
+from tests.kernels.reference_ops import Cached
 
 Floats = NDArray[np.float32]
 
@@ -43,23 +44,21 @@ class Layout:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     def kernel(self, library: KernelLibrary) -> cl.Kernel:
-        defines: dict[str, int | str] = {"KV_F32": 1} if self.kv_cache_type == "f32" else {}
-        defines |= {"HEAD_DIM": self.head_dim, "NUM_HEADS": self.num_heads, "NUM_KV_HEADS": self.num_kv_heads}
-        return library.kernel("attention", "attention", BLOCK_SIZE=self.block_size, TILE_ROWS=self.tile_rows, **defines)
+        heads = {"HEAD_DIM": self.head_dim, "NUM_HEADS": self.num_heads, "NUM_KV_HEADS": self.num_kv_heads}
+        defines = heads | {"BLOCK_SIZE": self.block_size, "TILE_ROWS": self.tile_rows}
+        return library.kernel("attention", "attention", **defines, **DEFINES[self.kv_cache_type])
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sequence: q [num_tokens][num_heads][head_dim], k and v [num_tokens][num_kv_heads][head_dim] as cached."""
+    """One sequence: q [num_tokens][num_heads][head_dim], and k and v as cached."""
 
     q: Floats
-    k: NDArray[Any]
-    v: NDArray[Any]
+    k: Cached
+    v: Cached
 
     def expected(self, position: int, scale: float) -> Floats:
-        visible = slice(0, position + 1)
-        k, v = self.k[visible].astype(np.float32), self.v[visible].astype(np.float32)
-        return reference_ops.attention(self.q[position], k, v, scale)
+        return reference_ops.attention(self.q[position], self.k[: position + 1], self.v[: position + 1], scale)
 
 
 def make_tokens(layout: Layout, num_tokens: int, seed: int = 0) -> Tokens:
@@ -73,24 +72,30 @@ def make_tokens(layout: Layout, num_tokens: int, seed: int = 0) -> Tokens:
 
 
 class PagedCache:
-    """K, V and block tables of some sequences; whatever is not written is NaN, and block ids are shuffled."""
+    """K, V and block tables of some sequences; floats that are not written are NaN, and block ids are shuffled."""
 
     def __init__(self, layout: Layout, sequences: list[Tokens], num_cached: list[int], seed: int = 0) -> None:
-        size, padded = layout.block_size, (layout.head_dim + 7) // 8 * 8
+        size = layout.block_size
         blocks = [-(-count // size) for count in num_cached]
         num_blocks = sum(blocks) + 2
         ids = iter(np.random.default_rng(seed).permutation(num_blocks))
-        dtype = sequences[0].k.dtype
-        self.keys = np.full((num_blocks, layout.num_kv_heads, padded, size), np.nan, dtype)
-        self.values = np.full((num_blocks, layout.num_kv_heads, size, padded), np.nan, dtype)
+        self.pages = unwritten_pages(num_blocks, layout.num_kv_heads, layout.head_dim, size, layout.kv_cache_type)
         self.block_tables = np.full((len(sequences), max(blocks)), np.iinfo(np.int32).max, np.int32)
         for tokens, table, count in zip(sequences, self.block_tables, num_cached, strict=True):
             for index, start in enumerate(range(0, count, size)):
-                end = min(start + size, count)
                 table[index] = block = next(ids)
-                self.keys[block, :, : layout.head_dim, : end - start] = tokens.k[start:end].transpose(1, 2, 0)
-                self.values[block, :, : end - start, : layout.head_dim] = tokens.v[start:end].swapaxes(0, 1)
-                self.values[block, :, : end - start, layout.head_dim :] = 0
+                written = slice(start, min(start + size, count))
+                self._write(block, tokens.k[written], tokens.v[written])
+
+    def _write(self, block: int, k: Cached, v: Cached) -> None:
+        count, _, head_dim = k.codes.shape
+        keys, values = self.pages.keys[block], self.pages.values[block]
+        keys["codes"][:, :head_dim, :count] = k.codes.transpose(1, 2, 0)
+        values["codes"][:, :count, :head_dim] = v.codes.swapaxes(0, 1)
+        values["codes"][:, :count, head_dim:] = 0
+        for pages, cached in ((keys, k), (values, v)):
+            if "scales" in (pages.dtype.names or ()):
+                pages["scales"][:, :count] = cached.scales.T
 
 
 class Batch:
@@ -104,7 +109,7 @@ class Batch:
         qkv = np.full((len(rows), layout.qkv_width), np.nan, np.float32)
         qkv[:, : q[0].size] = q.reshape(len(rows), -1)
         positions = np.array([position for _, position in rows], np.int32)
-        arrays = (qkv, cache.keys, cache.values, positions, cache.block_tables, self.tiles)
+        arrays = (qkv, *cache.pages, positions, cache.block_tables, self.tiles)
         self.out = np.full((len(rows), layout.num_heads, layout.head_dim), np.nan, np.float32)
         self.buffers = [self.device.upload(array, "input") for array in (*arrays, self.out)]
         self.kernel.set_args(*self.buffers, np.int32(cache.block_tables.shape[1]), np.float32(layout.scale))
@@ -149,7 +154,9 @@ LAYOUTS = [
     Layout(head_dim=8, num_heads=8, num_kv_heads=4),
     Layout(head_dim=12, num_heads=3, num_kv_heads=1, block_size=24),
     Layout(head_dim=32, num_heads=5, num_kv_heads=1, kv_cache_type="f32"),
+    Layout(head_dim=12, num_heads=4, num_kv_heads=2, block_size=8, kv_cache_type="int8"),
     Layout(head_dim=64, num_heads=8, num_kv_heads=1, block_size=32),
+    Layout(head_dim=64, num_heads=7, num_kv_heads=1, block_size=32, kv_cache_type="int8"),
     Layout(head_dim=64, num_heads=14, num_kv_heads=2, block_size=256),
     Layout(head_dim=80, num_heads=4, num_kv_heads=4, block_size=8),
     Layout(head_dim=128, num_heads=8, num_kv_heads=2, tile_rows=3),
@@ -178,23 +185,26 @@ def test_prefill_rows_equal_the_definition_to_the_bit(library: KernelLibrary) ->
         assert_same_bits(actual[position], tokens.expected(position, layout.scale))
 
 
+@pytest.mark.parametrize(("kv_cache_type", "rounding"), [("f16", 5e-3), ("int8", 5e-2)])
 @pytest.mark.parametrize("num_tokens", [5, 300, 1000])
-def test_result_is_close_to_exact_attention(library: KernelLibrary, num_tokens: int) -> None:
-    """Against float64 attention: 1e-5 over the cached K and V, f16's rounding over the original ones."""
-    layout = Layout(head_dim=64, num_heads=4, num_kv_heads=2)
-    exact = make_tokens(replace(layout, kv_cache_type="f32"), num_tokens)
-    cached = Tokens(exact.q, exact.k.astype(np.float16), exact.v.astype(np.float16))
+def test_result_is_close_to_exact_attention(
+    library: KernelLibrary, num_tokens: int, kv_cache_type: str, rounding: float
+) -> None:
+    """Against float64 attention: 1e-5 over the cached K and V, their type's rounding over the original ones."""
+    layout = Layout(head_dim=64, num_heads=4, num_kv_heads=2, kv_cache_type=kv_cache_type)
+    exact, cached = make_tokens(replace(layout, kv_cache_type="f32"), num_tokens), make_tokens(layout, num_tokens)
     actual = attend(library, layout, [cached], [(0, num_tokens - 1)])[0]
-    for tokens, tolerance in ((cached, 1e-5), (exact, 5e-3)):
-        q, k, v = (x.astype(np.float64) for x in (tokens.q[-1], tokens.k, tokens.v))
-        expected = reference_ops.attention_float64(q, k, v, layout.scale)
+    for tokens, tolerance in ((cached, 1e-5), (exact, rounding)):
+        q = tokens.q[-1].astype(np.float64)
+        expected = reference_ops.attention_float64(q, tokens.k.values, tokens.v.values, layout.scale)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("kv_cache_type", DEFINES)
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_chunked_prefill_gives_the_same_bits(library: KernelLibrary, chunk: int) -> None:
-    """A prompt in chunks of 1 or 7, with nothing but NaN after each chunk, equals the prompt at once."""
-    layout = Layout(head_dim=16, num_heads=4, num_kv_heads=2, block_size=8)
+def test_chunked_prefill_gives_the_same_bits(library: KernelLibrary, chunk: int, kv_cache_type: str) -> None:
+    """A prompt in chunks of 1 or 7, with nothing but NaN after each chunk, equals the prompt at once (MODEL-3)."""
+    layout = Layout(head_dim=16, num_heads=4, num_kv_heads=2, block_size=8, kv_cache_type=kv_cache_type)
     tokens = make_tokens(layout, 290)
     assert_same_bits(
         prefill(library, layout, tokens, chunk, first=220), prefill(library, layout, tokens, chunk=512)[220:]
@@ -204,18 +214,22 @@ def test_chunked_prefill_gives_the_same_bits(library: KernelLibrary, chunk: int)
 @pytest.mark.parametrize(
     "change", [*({"block_size": b} for b in (8, 24, 32, 256)), {"tile_rows": 1}, {"tile_rows": 16}]
 )
-def test_block_size_and_tile_size_do_not_change_bits(library: KernelLibrary, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("kv_cache_type", DEFINES)
+def test_block_size_and_tile_size_do_not_change_bits(
+    library: KernelLibrary, kv_cache_type: str, change: dict[str, int]
+) -> None:
     """Blocks of 8 to 256 tokens and tiles of 1 to 16 rows give the bits of blocks of 16 and tiles of 8."""
-    layout = Layout(head_dim=24, num_heads=3, num_kv_heads=1)
+    layout = Layout(head_dim=24, num_heads=3, num_kv_heads=1, kv_cache_type=kv_cache_type)
     tokens = make_tokens(layout, 280)
     rows = [(0, position) for position in range(240, 280)]
     changed = replace(layout, **change)  # type: ignore[arg-type]
     assert_same_bits(attend(library, changed, [tokens], rows), attend(library, layout, [tokens], rows))
 
 
-def test_company_in_the_batch_does_not_change_bits(library: KernelLibrary) -> None:
+@pytest.mark.parametrize("kv_cache_type", DEFINES)
+def test_company_in_the_batch_does_not_change_bits(library: KernelLibrary, kv_cache_type: str) -> None:
     """Rows of three sequences, prefill and decode mixed, equal the same rows alone on another arrangement of blocks."""
-    layout = Layout(head_dim=16, num_heads=7, num_kv_heads=1)
+    layout = Layout(head_dim=16, num_heads=7, num_kv_heads=1, kv_cache_type=kv_cache_type)
     sequences = [make_tokens(layout, length) for length in (30, 260, 70)]
     rows = [*((0, p) for p in range(11, 30)), (1, 259), *((2, p) for p in range(64, 70))]
     together = attend(library, layout, sequences, rows, seed=1)
@@ -237,8 +251,10 @@ def test_a_rows_nan_stays_out_of_earlier_rows(library: KernelLibrary) -> None:
     """NaN and infinity in K and V of the last row of a tile change no other row of that tile."""
     layout = Layout(head_dim=16, num_heads=2, num_kv_heads=2)
     tokens = make_tokens(layout, 8)
-    spoilt = replace(tokens, k=tokens.k.copy(), v=tokens.v.copy())
-    spoilt.k[-1], spoilt.v[-1] = np.nan, np.inf
+    spoilt = replace(
+        tokens, k=replace(tokens.k, codes=tokens.k.codes.copy()), v=replace(tokens.v, codes=tokens.v.codes.copy())
+    )
+    spoilt.k.codes[-1], spoilt.v.codes[-1] = np.nan, np.inf
     rows = [(0, p) for p in range(8)]
     assert_same_bits(attend(library, layout, [spoilt], rows)[:-1], attend(library, layout, [tokens], rows)[:-1])
 

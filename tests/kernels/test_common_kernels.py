@@ -45,12 +45,13 @@ __kernel void folds(__global const float *a, __global float *out) {
 __kernel void to_half(__global const float *a, __global ushort *out) {
   size_t i = get_global_id(0) * 8;
   if (i % 16) clf_store8h(out + i, clf_load8(a + i));
-  else for (size_t k = i; k < i + 8; k++) clf_store_half(out + k, a[k]);
+  else for (size_t k = i; k < i + 8; k++) out[k] = clf_to_half(a[k]);
 }
 
 __kernel void from_half(__global const ushort *a, __global float *out) {
   size_t i = get_global_id(0) * 8;
-  clf_store8(out + i, clf_load8h(a + i));
+  if (i % 16) clf_store8(out + i, clf_load8h(a + i));
+  else for (size_t k = i; k < i + 8; k++) out[k] = clf_from_half(a[k]);
 }
 """
 

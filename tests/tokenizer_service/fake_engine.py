@@ -82,6 +82,8 @@ class FakeEngine(EngineServiceServicer):
         self.stops: list[tuple[int, int]] = []
         self.granted_tokens = 0
         self.num_loading_answers = 0
+        self.num_load_watchers = 0
+        self.ends_load_watches = True
         self.health = Health("clforge.v1.EngineService")
         self._server: grpc.aio.Server | None = None
         self.serve_vocabulary(data or tokenizer_gguf())
@@ -138,7 +140,11 @@ class FakeEngine(EngineServiceServicer):
         return pb.GetLoadResponse(load=self._load())
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[pb.EngineServiceWatchLoadResponse]:
+        self.num_load_watchers += 1
+        context.add_done_callback(lambda _: setattr(self, "num_load_watchers", self.num_load_watchers - 1))
         yield pb.EngineServiceWatchLoadResponse(load=self._load())
+        if not self.ends_load_watches:
+            await asyncio.Event().wait()
 
     async def ListRequests(self, request: Any, context: Any) -> pb.EngineServiceListRequestsResponse:
         infos = [generation_pb2.RequestInfo(global_id=global_id) for global_id in self.live]

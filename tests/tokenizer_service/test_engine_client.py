@@ -159,6 +159,22 @@ async def test_engine_refusal_passes_through(tmp_path: Path) -> None:
         assert (error.code, error.reason, error.retry_after_seconds) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", 2.0)
 
 
+async def test_engine_is_told_whose_requests_come_by_one_stream(tmp_path: Path) -> None:
+    """Requests of one client stream have its number at the engine, which lets streams take turns; no other has it."""
+    async with world(tmp_path) as service:
+        clients = [Client(service.stub), Client(service.stub)]
+        for request_id in (1, 2):
+            for client in clients:
+                await client.submit(request_id)
+                await client.until_finished(request_id)
+        await service.stub.Complete(plain())
+        first, second, first_again, second_again, alone = (s.client_stream_id for s in service.engine.submits)
+        assert (first, second) == (first_again, second_again)
+        assert len({first, second, alone}) == 3
+        for client in clients:
+            await client.close()
+
+
 async def test_nonsense_from_the_engine_costs_one_request(tmp_path: Path) -> None:
     """An update that cannot be right ends its request with INTERNAL; the link and the others stay."""
     async with world(tmp_path) as service:

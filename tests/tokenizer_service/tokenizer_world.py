@@ -22,9 +22,11 @@ from service_common.health import Health
 from service_common.rpc import make_channel, make_server
 from service_common.status import from_rpc_error, from_status
 from tests.tokenizer_service.fake_engine import FakeEngine, byte_tokens
+from tokenizer_service.__main__ import Readiness
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.encoder import INLINE_CHARACTERS, Encoder
 from tokenizer_service.engine_client import EngineLink
+from tokenizer_service.metrics import TokenizerMetrics
 from tokenizer_service.server import SERVICE, TokenizerServer
 from tokenizer_service.sessions import Sessions
 
@@ -48,6 +50,7 @@ class World:
     health: Health
     encoder: Encoder
     chat_encoder: ChatEncoder
+    metrics: TokenizerMetrics
     stub: TokenizerServiceAsyncStub
 
     async def until(self, condition: Callable[[], bool], seconds: float = 1.0) -> None:
@@ -87,9 +90,10 @@ async def world(
     server, health, encoder = make_server(), Health(SERVICE), Encoder()
     chat_encoder = ChatEncoder(encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
     async with make_channel(parse_target(address, "--engine")) as to_engine:
-        link = EngineLink(to_engine, name=address, on_ready=health.set_ready)
-        limits = MAX_LIVE_REQUESTS, MAX_PROMPT_BYTES
-        sessions = Sessions(link, encoder, chat_encoder, max_live_requests=limits[0], max_prompt_bytes=limits[1])
+        metrics = TokenizerMetrics(lambda: health.ready)
+        link = EngineLink(to_engine, name=address, on_ready=Readiness(health, metrics))
+        limits = {"max_live_requests": MAX_LIVE_REQUESTS, "max_prompt_bytes": MAX_PROMPT_BYTES}
+        sessions = Sessions(link, encoder, chat_encoder, metrics, **limits)
         service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
         add_TokenizerServiceServicer_to_server(service, server)
         server.add_insecure_port(f"unix:{folder}/door")
@@ -98,7 +102,7 @@ async def world(
         fixed_window = [("grpc.http2.bdp_probe", 0)]  # else gRPC may buffer megabytes for a client that does not read
         async with grpc.aio.insecure_channel(f"unix:{folder}/door", options=fixed_window) as channel:
             stub = TokenizerServiceStub(channel)
-            made = World(engine, address, link, sessions, health, encoder, chat_encoder, stub)
+            made = World(engine, address, link, sessions, health, encoder, chat_encoder, metrics, stub)
             if not loading:
                 await made.until(lambda: health.ready)
             yield made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Never, cast
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Never, cast
 import typer
 
 from clforge.cli import exit_codes
+from clforge.cli.config import ServeConfig
 from clforge.client import DEFAULT_TARGET
 from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
@@ -75,12 +77,12 @@ def _options(
 
 
 @app.command()
-@command(EngineConfig, TokenizerConfig, without=frozenset({"engine"}))
-def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> None:
+@command(EngineConfig, TokenizerConfig, ServeConfig, without=frozenset({"engine"}))
+def serve(engine: EngineConfig, tokenizer: TokenizerConfig, own: ServeConfig) -> None:
     """Serve a GGUF model: engine and tokenizer, until a signal. Prints `ready ADDRESS` once requests can be served."""
     from clforge.cli.serve import run
 
-    run(engine, tokenizer)
+    run(engine, replace(tokenizer, metrics=own.tokenizer_metrics))
 
 
 @app.command(context_settings=_PASS_ON)

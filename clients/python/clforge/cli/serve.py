@@ -8,8 +8,11 @@ from typing import Never
 from clforge.cli import exit_codes
 from clforge.cli.local_server import LocalServer, ServerFailed, local_server
 from engine_service.config import EngineConfig
+from service_common.addresses import check_bindable
+from service_common.errors import ConfigError
 from service_common.lifecycle import Shutdown, announce_ready, run_service
 from service_common.logging import configure_logging
+from service_common.metrics import metrics_address
 from tokenizer_service.config import TokenizerConfig
 
 
@@ -21,6 +24,7 @@ def run(engine: EngineConfig, tokenizer: TokenizerConfig) -> Never:
 
 async def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> int:
     """Serves until a signal or a child's end; returns the exit code. ConfigError for an address that cannot be used."""
+    _check_metrics(engine, tokenizer)
     shutdown = Shutdown()
     with shutdown.on_signals():
         async with local_server(engine, tokenizer) as server:
@@ -33,6 +37,17 @@ async def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> int:
                 code = failure.exit_code
         hurrying.cancel()
     return exit_codes.FAILED if code == exit_codes.OK and server.had_to_kill else code
+
+
+def _check_metrics(engine: EngineConfig, tokenizer: TokenizerConfig) -> None:
+    """Refuses addresses under the names that their options have here; the tokenizer itself only knows --metrics."""
+    engine_address = metrics_address(engine.metrics, "--metrics", insecure=engine.insecure)
+    address = metrics_address(tokenizer.metrics, "--tokenizer-metrics", insecure=tokenizer.insecure)
+    if address is None:
+        return
+    if engine_address is not None and address.port and str(address) == str(engine_address):
+        raise ConfigError(f"--metrics and --tokenizer-metrics are both {address}; each needs a port of its own")
+    check_bindable(address)
 
 
 async def _until_requested(server: LocalServer, shutdown: Shutdown) -> None:

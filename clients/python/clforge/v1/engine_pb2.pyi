@@ -29,10 +29,15 @@ class TokenSubmit(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
     VOCAB_SHA256_FIELD_NUMBER: _builtins.int
+    CLIENT_STREAM_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Numbers the request on this stream; strictly increasing."""
     vocab_sha256: _builtins.str
     """sha256 of the vocabulary the ids come from, in hexadecimal; another one than the engine's is FAILED_PRECONDITION."""
+    client_stream_id: _builtins.int
+    """Names the client's stream that brought the request, for whoever passes those of many streams on in this one: what waits of
+    each takes turns with the others. Any value, default 0.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt. At least one id, each below the vocabulary's size; longer than the served context is OUT_OF_RANGE."""
@@ -48,10 +53,11 @@ class TokenSubmit(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         params: _generation_pb2.GenerationParams | None = ...,
         vocab_sha256: _builtins.str = ...,
+        client_stream_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "request_id", b"request_id", "token_ids", b"token_ids", "vocab_sha256", b"vocab_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_stream_id", b"client_stream_id", "params", b"params", "request_id", b"request_id", "token_ids", b"token_ids", "vocab_sha256", b"vocab_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

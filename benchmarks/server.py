@@ -1,0 +1,87 @@
+"""Servers as users start them, on a free port of this machine, and the memory that their processes take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from benchmarks.protocol import ROOT, BenchError
+from service_common.options import child_environment
+
+PROCESSES = ("engine", "tokenizer")
+_SERVE = ("-P", "-c", "from clforge.entry import main; main()", "serve", "--grpc=127.0.0.1:0")
+_ENGINE = ("-P", "-m", "engine_service", "--engine=127.0.0.1:0")
+_SECONDS_TO_END = 60.0
+
+
+class Server:
+    """A running server at `address`. Use it as a context manager: it drains and ends with the block."""
+
+    def __init__(self, command: Sequence[str], model: Path, options: Sequence[str]) -> None:
+        """Returns when it serves; BenchError where it does not get there. See `whole` and `engine`."""
+        # In a session of its own Ctrl-C reaches the bench alone, which then ends the server.
+        self._process = subprocess.Popen(
+            [sys.executable, *command, f"--model={model.absolute()}", "--log-level=warning", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=child_environment(),
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        word, _, self.address = self._process.stdout.readline().strip().partition(" ")
+        if word != "ready":
+            raise BenchError(f"the server ended with exit code {self._process.wait()}; what it said stands above")
+
+    @classmethod
+    def whole(cls, model: Path, *options: str) -> Self:
+        """`clforge serve`: both processes, text in and out."""
+        return cls(_SERVE, model, options)
+
+    @classmethod
+    def engine(cls, model: Path, *options: str) -> Self:
+        """The engine service alone, token ids in and out: no token waits for the rest of its character."""
+        return cls(_ENGINE, model, options)
+
+    def rss_bytes(self) -> dict[str, int]:
+        """What each of PROCESSES that `clforge serve` started has resident now; pages of files do not count."""
+        sizes = {}
+        for pid in _children(self._process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            name = next((name for name in PROCESSES if f"{name}_service" in words), None)
+            if name is not None:
+                sizes[name] = _resident_bytes(pid)
+        return sizes
+
+    def close(self) -> None:
+        """Lets it drain and waits for its end."""
+        self._process.terminate()
+        try:
+            self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def _resident_bytes(pid: int) -> int:
+    """Resident less shared pages (proc(5), statm): files' pages come and go with the page cache."""
+    resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
