@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Protocol
 
 from clforge.v1.generation_pb2 import Accepted, Delta, Finished, Update
@@ -81,10 +81,15 @@ class Outbox:
             self._taken.clear()
             await self._taken.wait()
 
-    async def batches(self) -> AsyncIterator[list[Update]]:
-        """Everything unsent, as soon as there is something, until `close`. One consumer."""
+    async def batches(self, turn: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[list[Update]]:
+        """Everything unsent, as soon as there is something, until `close`. One consumer.
+
+        It waits for its `turn` before each batch but the last, and takes in what comes meanwhile.
+        """
         while True:
             await self._changed.wait()
+            if turn is not None and not self._closed:
+                await turn()
             self._changed.clear()
             if self._unsent:
                 batch, self._unsent = self._unsent, []

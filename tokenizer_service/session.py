@@ -33,6 +33,9 @@ class Admission(Protocol):
     def release(self, num_requests: int) -> None:
         """So many admitted requests have ended and their last updates are on their way."""
 
+    async def turn(self) -> None:
+        """Returns when this session's stream may be written to."""
+
 
 class Session:
     """The server's side of one client stream. Belongs to the event loop.
@@ -142,7 +145,7 @@ class Session:
 
     async def batches(self) -> AsyncIterator[list[Update]]:
         """What to tell the client, in messages of about MAX_BATCH_BYTES at most, until the stream is done."""
-        async for updates in self._outbox.batches():
+        async for updates in self._outbox.batches(self._admission.turn):
             told, self._untold = self._untold, []
             for generation in told:
                 del self._requests[generation.request_id]

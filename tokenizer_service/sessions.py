@@ -16,7 +16,10 @@ from tokenizer_service.engine_client import EngineLink
 from tokenizer_service.generation import Generation
 from tokenizer_service.metrics import Counts, TokenizerMetrics
 from tokenizer_service.session import Session
+from tokenizer_service.turnstile import Turnstile
 from tokenizer_service.validation import check_submit
+
+_WRITES_PER_TURN = 8  # streams; 1 to 2 ms of the event loop
 
 
 class Sessions:
@@ -36,6 +39,7 @@ class Sessions:
         self._max_live_requests, self._max_prompt_bytes = max_live_requests, max_prompt_bytes
         self._sessions: set[Session] = set()
         self._stream_ids = itertools.count(1)
+        self._turnstile = Turnstile(_WRITES_PER_TURN)
         self.draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -69,6 +73,10 @@ class Sessions:
         self._sessions.discard(session)
         if not self._sessions:
             self._idle.set()
+
+    async def turn(self) -> None:
+        """See session.Admission."""
+        await self._turnstile.turn()
 
     def admit(
         self, submit: TextSubmit, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]

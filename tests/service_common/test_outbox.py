@@ -96,3 +96,28 @@ async def test_there_is_room_again_when_a_batch_was_taken_or_none_will_come() ->
     await asyncio.sleep(0)
     outbox.close()
     await asyncio.wait_for(waiting, 1)
+
+
+def test_a_batch_takes_in_what_comes_while_its_writer_waits_for_its_turn() -> None:
+    """Two deltas, one before and one during the wait, leave as one update; the last batch waits for no turn."""
+
+    async def run() -> list[list[Update]]:
+        outbox, turns = Outbox(), 0
+
+        async def turn() -> None:
+            nonlocal turns
+            turns += 1
+            outbox.delta(1, 0, Delta(text="b", num_tokens=1))
+
+        outbox.delta(1, 0, Delta(text="a", num_tokens=1))
+        batches = []
+        async for batch in outbox.batches(turn):
+            batches.append(batch)
+            outbox.finished(1, 0, Finished())
+            outbox.close()
+        assert turns == 1
+        return batches
+
+    first, last = asyncio.run(run())
+    assert [update.delta.text for update in first] == ["ab"]
+    assert [update.WhichOneof("event") for update in last] == ["finished"]
