@@ -13,7 +13,7 @@ from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.operations import Operations
 from engine_service.compute.sampler import Sampler
-from engine_service.compute.self_test import choose_library
+from engine_service.compute.self_test import choose_program
 from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Progress, Weights
 from engine_service.config import EngineConfig
@@ -49,7 +49,7 @@ def load_engine(
     kernels = ModelKernels.of(
         reader, hyperparameters, block_size=config.block_size, kv_cache_type=config.kv_cache_type, eog_ids=eog_ids
     )
-    library = choose_library(device, kernels, portable=config.portable_kernels)
+    program = choose_program(device, kernels, portable=config.portable_kernels)
     limits = StepLimits(
         max_tokens=config.max_num_batched_tokens,
         max_seqs=config.max_num_seqs,
@@ -60,11 +60,12 @@ def load_engine(
     structlog.get_logger(__name__).info("KV cache planned", arithmetic=str(plan))
     cache = KVCache(device, plan.shape, plan.num_blocks)
     weights = Weights(device, reader, progress)
-    operations = Operations(device, library, inputs)
+    operations = Operations(device, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
-    sampler = Sampler(device, library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
+    sampler = Sampler(device, program.library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
     block_copies = operations.copy_blocks(cache, kernels.shape)
-    runner = ModelRunner(device, block_copies, model, inputs, sampler, eog_ids)
+    launches = program.bind(block_copies + model.launches, inputs.counts)
+    runner = ModelRunner(device, launches, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)
     scheduler = Scheduler(_scheduler_config(config, plan), blocks, eog_token_ids=frozenset(eog_ids))
     served = ServedModel(

@@ -9,6 +9,20 @@
 #define CLF_AVX2 1
 #endif
 
+// An operation is a kernel whose work-items do one item of its work each. In a fused program (forward.cl), which CLF_FUSED
+// tells, it is a function that does the item that it is called for.
+#ifdef CLF_FUSED
+#define CLF_OPERATION static void
+#define CLF_ITEM_PARAMS , int clf_item, int clf_num_items
+#define ITEM clf_item
+#define NUM_ITEMS clf_num_items
+#else
+#define CLF_OPERATION __kernel void
+#define CLF_ITEM_PARAMS
+#define ITEM ((int)get_global_id(0))
+#define NUM_ITEMS ((int)get_global_size(0))
+#endif
+
 #define CLF_OVERLOAD __attribute__((overloadable))
 
 // Eight f32 lanes; `.s0` to `.s7`, `.lo` and `.hi` work in both paths.

@@ -109,8 +109,8 @@ static inline int8 tile_half_scales(__global const uchar *tile, int b, int h) {
 #define ITEM_GROUPS 8
 #endif
 
-static inline int groups_per_item(int num_groups) {
-  int num_items = get_global_size(0), share = (num_groups + num_items - 1) / num_items;
+static inline int groups_per_item(int num_groups, int num_items) {
+  int share = (num_groups + num_items - 1) / num_items;
   return (share + ROW_GROUPS - 1) / ROW_GROUPS * ROW_GROUPS;
 }
 

@@ -40,8 +40,8 @@ _ENGINE_ROWS = [
     {"scheduling.sequence_queues", "scheduling.request_table", "models.llama", "compute.model_kernels"},
     {"scheduling.waiting_queue", "scheduling.followers", "scheduling.queue_limits", "scheduling.prefill_budget"},
     {"scheduling.block_manager", "compute.operations"},
-    {"scheduling.prefix_cache"},
-    {"scheduling.block_pool"},
+    {"scheduling.prefix_cache", "compute.fused_program"},
+    {"scheduling.block_pool", "compute.launches"},
     {"compute.step_inputs", "compute.sampler", "compute.self_test_pages"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
@@ -49,7 +49,7 @@ _ENGINE_ROWS = [
     {"models.tensor_table"},
     {"models.hyperparameters"},
     {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},
-    {"compute.device"},
+    {"compute.device", "compute.kernel_sources"},
 ]
 
 # Modules that decide without a device, and are tested without one.

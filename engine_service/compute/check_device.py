@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from engine_service.compute.device import Device
 from engine_service.compute.model_kernels import small_model_kernels
 from engine_service.compute.quant_layouts import layout_for
-from engine_service.compute.self_test import choose_library
+from engine_service.compute.self_test import choose_program
 from service_common.errors import DeviceError
 
 # The layouts of most files; a model's own are tested when it is loaded.
@@ -28,11 +28,11 @@ def main(index: int) -> int:
     layouts = tuple(layout_for(tensor_type) for tensor_type in _TYPES)
     kernels = small_model_kernels(dict.fromkeys(_ROLES, layouts))
     try:
-        library = choose_library(Device.open(index), kernels, portable=False)
+        program = choose_program(Device.open(index), kernels, portable=False)
     except DeviceError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write("portable\n" if library.portable else "native\n")
+    sys.stdout.write("portable\n" if program.library.portable else "native\n")
     return 0
 
 

@@ -67,13 +67,17 @@ class Device:
         return max(1, int(self.handle.max_compute_units))
 
     @property
+    def is_cpu(self) -> bool:
+        """Whether kernels run on this machine's own processor, and on the host's memory."""
+        return bool(int(self.handle.type) & int(cl.device_type.CPU))
+
+    @property
     def has_vnni(self) -> bool:
         """Whether kernels run on this machine's own processor and it has AVX-512 VNNI on 256-bit vectors.
 
         The compiler of a driver may not know the processor and so not define the macro.
         """
-        is_cpu = bool(int(self.handle.type) & int(cl.device_type.CPU))
-        return is_cpu and {"avx512_vnni", "avx512vl"} <= processor_flags()
+        return self.is_cpu and {"avx512_vnni", "avx512vl"} <= processor_flags()
 
     @property
     def supports_correct_division(self) -> bool:

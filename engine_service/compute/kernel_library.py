@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from importlib.resources import files
 
 import pyopencl as cl
 
-from engine_service.compute.device import Device
+from engine_service.compute.device import Device, device_errors
+from engine_service.compute.kernel_sources import operation_text
 from service_common.errors import DeviceError
 
-_SHARED_SOURCES = ("common.cl", "quantize_row.cl", "weight_tile.cl", "kv_block.cl")
+_Key = tuple[str, tuple[tuple[str, int | str], ...]]
 
 
 class KernelLibrary:
-    """Builds `kernels/cpu/<source>.cl` for one device.
+    """Builds the operations of `kernels/cpu` for one device.
 
     `portable` leaves out the builtins of the host's instruction set; the results are the same bits. A built program is
     kept per (source, defines); every call of `kernel` returns a new kernel object, so that arguments set on one are its
@@ -24,47 +24,38 @@ class KernelLibrary:
     def __init__(self, device: Device, *, portable: bool = False) -> None:
         self.device = device
         self.portable = portable
-        self._programs: dict[tuple[str, tuple[str, ...]], cl.Program] = {}
+        self._programs: dict[_Key, cl.Program] = {}
         self._lock = threading.Lock()
-        self._building: dict[tuple[str, tuple[str, ...]], threading.Lock] = {}
+        self._building: dict[_Key, threading.Lock] = {}
 
     def kernel(self, source: str, name: str, **defines: int | str) -> cl.Kernel:
         """The kernel `name` of `kernels/cpu/<source>.cl`, built with `defines`. DeviceError carries the build log."""
-        program = self._program(source, tuple(f"-D{key}={value}" for key, value in sorted(defines.items())))
-        try:
-            return cl.Kernel(program, name)
-        except cl.Error as error:
-            raise DeviceError("create kernel", "INVALID_KERNEL_NAME", kernel=name, source=source) from error
-
-    def _program(self, source: str, defines: tuple[str, ...]) -> cl.Program:
-        key = (source, defines)
+        key = source, tuple(sorted(defines.items()))
         with self._lock:
             building = self._building.setdefault(key, threading.Lock())
         with building:
             if key not in self._programs:
-                try:
-                    self._programs[key] = self._build(source, defines)
-                except DeviceError:  # may be a race for the driver's cache, which other processes use as well
-                    self._programs[key] = self._build(source, defines)
-            return self._programs[key]
+                self._programs[key] = self.build(source, operation_text(source), **defines)
+        try:
+            return cl.Kernel(self._programs[key], name)
+        except cl.Error as error:
+            raise DeviceError("create kernel", "INVALID_KERNEL_NAME", kernel=name, source=source) from error
 
-    def _build(self, source: str, defines: tuple[str, ...]) -> cl.Program:
-        options = ["-cl-std=CL1.2", *defines]
+    def build(self, source: str, text: str, **defines: int | str) -> cl.Program:
+        """A program of OpenCL C; `source` names it in errors."""
+        options = ["-cl-std=CL1.2", *(f"-D{name}={value}" for name, value in defines.items())]
         if self.device.supports_correct_division:
             options.append("-cl-fp32-correctly-rounded-divide-sqrt")
         if self.portable:
             options.append("-DCLF_PORTABLE")
-        elif self.device.has_vnni and "-DCLF_VNNI=0" not in defines:
+        elif self.device.has_vnni and defines.get("CLF_VNNI") != 0:
             options.append("-DCLF_VNNI=1")
-        try:
-            program: cl.Program = cl.Program(self.device.context, _source_text(source)).build(options)
-        except cl.Error as error:
-            raise DeviceError("build program", str(error), source=source, options=" ".join(options)) from error
+        with device_errors("build program", source=source, options=" ".join(options)):
+            try:
+                return self._build(text, options)
+            except cl.Error:  # may be a race for the driver's cache, which other processes use as well
+                return self._build(text, options)
+
+    def _build(self, text: str, options: list[str]) -> cl.Program:
+        program: cl.Program = cl.Program(self.device.context, text).build(options)
         return program
-
-
-def _source_text(source: str) -> str:
-    folder = files("engine_service.kernels")
-    shared = [folder / name for name in _SHARED_SOURCES]
-    parts = [*shared, folder / "cpu" / f"{source}.cl"]
-    return "\n".join(f'#line 1 "{part.name}"\n{part.read_text(encoding="utf-8")}' for part in parts)

@@ -7,7 +7,7 @@ from typing import Protocol
 import pyopencl as cl
 
 from engine_service.compute.device import Device
-from engine_service.compute.operations import Launch
+from engine_service.compute.launches import Executable, Launch
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.compute.step_inputs import StepInputs
 from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
@@ -22,7 +22,7 @@ class Model(Protocol):
 
 
 class ModelRunner:
-    """Runs scheduled steps: `block_copies` are the launches that copy KV blocks, which come before the model's.
+    """Runs scheduled steps: `launches` copy KV blocks, then are the model's.
 
     Prefill, decode and chunked prefill are the same code path.
     """
@@ -30,14 +30,14 @@ class ModelRunner:
     def __init__(
         self,
         device: Device,
-        block_copies: list[Launch],
+        launches: Executable,
         model: Model,
         inputs: StepInputs,
         sampler: Sampler,
         eog_ids: tuple[int, ...],
     ) -> None:
         self._device, self._model, self._inputs, self._sampler = device, model, inputs, sampler
-        self._launches, self._eog_ids = block_copies + model.launches, eog_ids
+        self._launches, self._eog_ids = launches, eog_ids
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
         """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails.
@@ -45,9 +45,7 @@ class ModelRunner:
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
         size = self._inputs.upload(step.chunks, step.block_copies)
-        for launch in self._launches:
-            if num_items := launch.num_items(size):
-                self._device.run(launch.kernel, num_items)
+        self._launches.run(size)
         self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])
         return self._sampler.read()
 

@@ -6,32 +6,24 @@ computed from the step's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyopencl as cl
 
 from engine_service.compute.device import Device
-from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.kernel_sources import Variant
 from engine_service.compute.kv_cache import KVCache
+from engine_service.compute.launches import Launch, Unit
 from engine_service.compute.quant_layouts import ROWS
-from engine_service.compute.step_inputs import LOGIT_COUNT, TILE_ROWS, TOKEN_COUNT, StepInputs, StepSize
+from engine_service.compute.step_inputs import LOGIT_COUNT, TILE_ROWS, TOKEN_COUNT, StepInputs
 from engine_service.compute.weights import Matrix
 
 _GROUP = 32  # elements that share an activation scale: docs/numerics.md section 2
 _SWIGLU_CHUNK = 1024
 _MATMUL_SHARE = 8  # groups of 8 weight rows a work-item, where that leaves items enough for all threads
 _MATMUL_ITEMS_PER_UNIT = 4
-
-
-class Launch:
-    """A kernel with its arguments, which it keeps alive, and how many work-items a step of some size takes."""
-
-    def __init__(self, kernel: cl.Kernel, num_items: Callable[[StepSize], int], *arguments: Any) -> None:
-        self.kernel, self.num_items = kernel, num_items
-        self._arguments = arguments  # OpenCL holds no reference to a kernel's buffers
-        kernel.set_args(*arguments)
 
 
 class QuantisedRows(NamedTuple):
@@ -65,19 +57,11 @@ class AttentionShape(NamedTuple):
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
-def _tokens(size: StepSize) -> int:
-    return size.num_tokens
-
-
-def _logit_rows(size: StepSize) -> int:
-    return size.num_logit_rows
-
-
 class Operations:
     """Makes launches and the buffers between them."""
 
-    def __init__(self, device: Device, library: KernelLibrary, inputs: StepInputs) -> None:
-        self._device, self._library, self._inputs = device, library, inputs
+    def __init__(self, device: Device, inputs: StepInputs) -> None:
+        self._device, self._inputs = device, inputs
 
     def rows(self, num_rows: int, width: int, name: str) -> cl.Buffer:
         """An f32 buffer [num_rows][width]."""
@@ -100,29 +84,31 @@ class Operations:
 
     def gather(self, embedding: Matrix, out: cl.Buffer) -> list[Launch]:
         """out[row] = embedding[token_ids[row]]."""
-        kernel = self._library.kernel("gather", "gather_rows", **embedding.layout.defines)
-        return [Launch(kernel, _tokens, embedding.buffer, self._inputs.token_ids, out, np.int32(embedding.cols))]
+        variant = Variant.of("gather", "gather_rows", **embedding.layout.defines)
+        arguments = embedding.buffer, self._inputs.token_ids, out, np.int32(embedding.cols)
+        return [Launch(variant, arguments, Unit.TOKEN)]
 
     def rms_norm(
         self, x: cl.Buffer, weight: cl.Buffer, eps: float, out: Activations, *, only_logit_rows: bool = False
     ) -> list[Launch]:
         """out = norm(x) × weight, of all tokens' rows or only of those whose logits are wanted."""
-        items = _logit_rows if only_logit_rows else _tokens
+        unit = Unit.LOGIT_ROW if only_logit_rows else Unit.TOKEN
         defines = {"ROW_IDS": 1} if only_logit_rows else {}
         inputs = (x, self._inputs.logit_rows, weight) if only_logit_rows else (x, weight)
         size = np.int32(out.width), np.float32(eps)
-        launches = []
+        launches: list[Launch] = []
         for form, form_defines in _forms(out):
-            kernel = self._library.kernel("rms_norm", "rms_norm", **defines, **form_defines)
-            launches.append(Launch(kernel, items, *inputs, *form, *size))
+            variant = Variant.of("rms_norm", "rms_norm", **defines, **form_defines)
+            launches.append(Launch(variant, (*inputs, *form, *size), unit, is_beside=bool(launches)))
         return launches
 
     def quantize(self, x: Activations) -> list[Launch]:
         """Fills the quantised form of `x` from its values, where a consumer takes it (docs/numerics.md section 2)."""
         if x.quantised is None:
             return []
-        kernel = self._library.kernel("quantize", "quantize_rows")
-        return [Launch(kernel, _tokens, x.values, *x.quantised, np.int32(x.width))]
+        assert x.values is not None, "there is nothing to quantise"
+        arguments = x.values, *x.quantised, np.int32(x.width)
+        return [Launch(Variant.of("quantize", "quantize_rows"), arguments, Unit.TOKEN)]
 
     def matmul(
         self,
@@ -135,22 +121,22 @@ class Operations:
         bias: cl.Buffer | None = None,
         add_to_y: bool = False,
         only_logit_rows: bool = False,
+        is_beside: bool = False,
     ) -> list[Launch]:
-        """y[row][y_offset:] = matrix @ x[row] (+ bias), or that added to what is there."""
+        """y[row][y_offset:] = matrix @ x[row] (+ bias), or that added to what is there. `is_beside` as in Launch."""
         defines = dict(matrix.layout.defines)
         if bias is not None:
             defines["BIAS"] = 1
         if add_to_y:
             defines["RESIDUAL"] = 1
         source = "matmul_quant" if matrix.layout.is_quantised else "matmul_float"
-        kernel = self._library.kernel(source, source, **defines)
         inputs = x.quantised if matrix.layout.is_quantised else (x.values,)
         assert inputs is not None, "the activations were made for other matrices"
         sizes = (LOGIT_COUNT if only_logit_rows else TOKEN_COUNT, matrix.cols, matrix.rows, y_stride, y_offset)
         biases = () if bias is None else (bias,)
-        num_items = self._matmul_items(matrix.rows)
         arguments = matrix.buffer, *inputs, *biases, y, self._inputs.counts, *map(np.int32, sizes)
-        return [Launch(kernel, lambda _: num_items, *arguments)]
+        variant = Variant.of(source, source, **defines)
+        return [Launch(variant, arguments, Unit.STEP, self._matmul_items(matrix.rows), is_beside)]
 
     def _matmul_items(self, num_rows: int) -> int:
         """Kernels share their rows out among any number of items: few are faster, but all threads need some."""
@@ -161,18 +147,20 @@ class Operations:
 
     def copy_blocks(self, cache: KVCache, shape: AttentionShape) -> list[Launch]:
         """Copies the step's block_copies, K and V of all layers."""
-        kernels = (
-            self._library.kernel("copy_blocks", "copy_blocks", **_head_defines(shape, cache)) for _ in cache.keys
-        )
-        items = lambda size: size.num_block_copies * shape.num_kv_heads * 2  # noqa: E731
-        pages = zip(kernels, cache.keys, cache.values, strict=True)
-        return [Launch(kernel, items, self._inputs.block_copies, keys, values) for kernel, keys, values in pages]
+        variant = Variant.of("copy_blocks", "copy_blocks", **_head_defines(shape, cache))
+        pages = zip(cache.keys, cache.values, strict=True)
+        return [
+            Launch(
+                variant, (self._inputs.block_copies, keys, values), Unit.BLOCK_COPY, shape.num_kv_heads * 2, layer > 0
+            )
+            for layer, (keys, values) in enumerate(pages)
+        ]
 
     def rope_kv_write(
         self, qkv: cl.Buffer, rotary_table: cl.Buffer, cache: KVCache, layer: int, shape: AttentionShape
     ) -> list[Launch]:
         """Rotates queries in place and writes rotated keys, and values, to the layer's pages."""
-        kernel = self._library.kernel(
+        variant = Variant.of(
             "rope_kv_write",
             "rope_kv_write",
             **_head_defines(shape, cache),
@@ -181,36 +169,28 @@ class Operations:
         )
         pages = cache.keys[layer], cache.values[layer]
         inputs = self._inputs
-        return [Launch(kernel, _tokens, qkv, inputs.positions, inputs.slot_mapping, rotary_table, *pages)]
+        arguments = qkv, inputs.positions, inputs.slot_mapping, rotary_table, *pages
+        return [Launch(variant, arguments, Unit.TOKEN)]
 
     def attention(
         self, qkv: cl.Buffer, cache: KVCache, layer: int, out: cl.Buffer, shape: AttentionShape
     ) -> list[Launch]:
         """out [rows][num_heads × head_dim] = causal attention over the layer's pages."""
-        kernel = self._library.kernel("attention", "attention", **_head_defines(shape, cache), TILE_ROWS=TILE_ROWS)
-        launch = Launch(
-            kernel,
-            lambda size: size.num_tiles * shape.num_kv_heads,
-            qkv,
-            cache.keys[layer],
-            cache.values[layer],
-            self._inputs.positions,
-            self._inputs.block_tables,
-            self._inputs.tiles,
-            out,
-            np.int32(self._inputs.limits.max_blocks_per_seq),
-            np.float32(shape.head_dim**-0.5),
-        )
-        return [launch]
+        variant = Variant.of("attention", "attention", **_head_defines(shape, cache), TILE_ROWS=TILE_ROWS)
+        inputs = self._inputs
+        sizes = np.int32(inputs.limits.max_blocks_per_seq), np.float32(shape.head_dim**-0.5)
+        pages = cache.keys[layer], cache.values[layer]
+        arguments = qkv, *pages, inputs.positions, inputs.block_tables, inputs.tiles, out, *sizes
+        return [Launch(variant, arguments, Unit.TILE, shape.num_kv_heads)]
 
     def swiglu(self, gate_up: cl.Buffer, out: Activations) -> list[Launch]:
         """out = silu(gate) × up."""
         chunks = -(-out.width // _SWIGLU_CHUNK)
-        launches = []
+        launches: list[Launch] = []
         for form, defines in _forms(out):
-            kernel = self._library.kernel("swiglu", "swiglu", CHUNK=_SWIGLU_CHUNK, **defines)
-            items = lambda size: size.num_tokens * chunks  # noqa: E731
-            launches.append(Launch(kernel, items, gate_up, *form, np.int32(out.width)))
+            variant = Variant.of("swiglu", "swiglu", CHUNK=_SWIGLU_CHUNK, **defines)
+            width = np.int32(out.width)
+            launches.append(Launch(variant, (gate_up, *form, width), Unit.TOKEN, chunks, is_beside=bool(launches)))
         return launches
 
 

@@ -1,4 +1,4 @@
-"""Tries every kernel of a model before the engine serves; native kernels that fail give way to portable ones.
+"""Tries every kernel of a model before the engine serves; those that fail give way to slower ones.
 
 The kernels are built exactly as the model will have them, so this is their warm-up too; it takes a fraction of a second
 once they are in the driver's cache.
@@ -6,10 +6,14 @@ once they are in the driver's cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import structlog
 
 from engine_service.compute.device import Device
+from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.launches import Program, SeparateProgram
 from engine_service.compute.model_kernels import ModelKernels
 from engine_service.compute.self_test_cases import SelfTestCases
 from service_common.errors import DeviceError
@@ -25,30 +29,47 @@ class SelfTestError(DeviceError):
         self.kernel, self.difference = kernel, difference
 
 
-def choose_library(device: Device, kernels: ModelKernels, *, portable: bool) -> KernelLibrary:
-    """A library that has passed the self-test: the native one, or with a warning that says why, the portable one.
+def choose_program(device: Device, kernels: ModelKernels, *, portable: bool) -> Program:
+    """The fastest program that passes the self-test; a warning tells why where that is not the first one tried.
 
-    With `portable` the native one is not tried. DeviceError names the kernel where the portable library fails as well.
+    With `portable` only portable kernels are tried. DeviceError names the kernel where the slowest one fails as well.
     """
-    if not portable:
-        native = KernelLibrary(device)
+    failure: DeviceError | None = None
+    for program in _programs(device, portable):
         try:
-            self_test(native, kernels)
-            return native
+            self_test(program, kernels)
         except DeviceError as error:
-            structlog.get_logger(__name__).warning(
-                "a native kernel fails on this device; portable ones give the same results, but slower",
-                kernel=error.parameters.get("kernel", error.parameters.get("source")),
-                device=device.name,
-                reason=str(error),
-            )
-    library = KernelLibrary(device, portable=True)
-    self_test(library, kernels)
-    return library
+            failure = failure or error
+            last_failure = error
+            continue
+        if failure is not None:
+            _warn(program, failure)
+        return program
+    raise last_failure
 
 
-def self_test(library: KernelLibrary, kernels: ModelKernels) -> None:
+def _programs(device: Device, portable: bool) -> Iterator[Program]:
+    """Fastest first."""
+    for is_portable in (True,) if portable else (False, True):
+        library = KernelLibrary(device, portable=is_portable)
+        if device.is_cpu:
+            yield FusedProgram(library)
+        yield SeparateProgram(library)
+
+
+def _warn(chosen: Program, failure: DeviceError) -> None:
+    structlog.get_logger(__name__).warning(
+        "the fastest kernels fail on this device; slower ones give the same results",
+        kernel=failure.parameters.get("kernel", failure.parameters.get("source")),
+        device=chosen.library.device.name,
+        reason=str(failure),
+        portable=chosen.library.portable,
+        fused=isinstance(chosen, FusedProgram),
+    )
+
+
+def self_test(program: Program, kernels: ModelKernels) -> None:
     """SelfTestError for the first kernel with a wrong result, DeviceError for one that cannot be built or launched."""
-    for kernel, difference in SelfTestCases(library, kernels).differences():
+    for kernel, difference in SelfTestCases(program, kernels).differences():
         if not difference <= TOLERANCE:
             raise SelfTestError(kernel, difference)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyopencl as cl
@@ -13,11 +13,11 @@ from gguf import quants
 from numpy.typing import DTypeLike, NDArray
 
 from engine_service.compute import self_test_reference as reference
-from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.kv_cache import KVCache
 from engine_service.compute.kv_plan import KVCacheShape
+from engine_service.compute.launches import Launch, Program
 from engine_service.compute.model_kernels import MatmulKind, ModelKernels
-from engine_service.compute.operations import Activations, Launch, Operations, QuantisedRows
+from engine_service.compute.operations import Activations, Operations, QuantisedRows
 from engine_service.compute.quant_layouts import Layout, pack
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.compute.self_test_pages import CachePages
@@ -44,13 +44,19 @@ _SAMPLINGS = (
 )
 
 
+class _Case(NamedTuple):
+    """Launches whose inputs are in place, and how far they are from numpy once they have run."""
+
+    name: str
+    launches: list[Launch]
+    difference: Callable[[], float]
+
+
 class SelfTestCases:
     """A step in which each kernel is run; `chunks` are the first position and the number of tokens of each sequence."""
 
-    def __init__(
-        self, library: KernelLibrary, kernels: ModelKernels, chunks: Collection[tuple[int, int]] = CHUNKS
-    ) -> None:
-        self._device, self._library, self._kernels = library.device, library, kernels
+    def __init__(self, program: Program, kernels: ModelKernels, chunks: Collection[tuple[int, int]] = CHUNKS) -> None:
+        self._program, self._device, self._kernels = program, program.library.device, kernels
         self._rng = np.random.default_rng(0)
         num_blocks = [-(-(start + count) // kernels.block_size) for start, count in chunks]
         block_ids = iter(self._rng.permutation(sum(num_blocks)).tolist())
@@ -58,66 +64,70 @@ class SelfTestCases:
         self._ends = np.cumsum([count for _, count in chunks])  # of each sequence's rows
         self._num_tokens = int(self._ends[-1])
         limits = StepLimits(self._num_tokens, len(chunks), max(num_blocks), kernels.block_size)
-        inputs = StepInputs(self._device, limits)
+        self._inputs = StepInputs(self._device, limits)
         self._block_copies = [BlockCopy(i % sum(num_blocks), sum(num_blocks) + i) for i in range(len(chunks))]
-        self._size = inputs.upload(self._chunks, self._block_copies)
-        self._operations = Operations(self._device, library, inputs)
+        self._size = self._inputs.upload(self._chunks, self._block_copies)
+        self._operations = Operations(self._device, self._inputs)
         shape = kernels.shape
-        cache_shape = KVCacheShape(1, shape.num_kv_heads, shape.head_dim, kernels.block_size, kernels.kv_cache_type)
-        self._cache = KVCache(self._device, cache_shape, sum(num_blocks) + len(self._block_copies))
-        self._pages = CachePages(self._device, self._cache)
+        self._cache_shape = KVCacheShape(
+            1, shape.num_kv_heads, shape.head_dim, kernels.block_size, kernels.kv_cache_type
+        )
+        self._num_blocks = sum(num_blocks) + len(self._block_copies)
 
     def differences(self) -> Iterator[tuple[str, float]]:
         """Runs every kernel: its name, with its layout where it is built for one, and how far it is from numpy."""
-        k = self._kernels
-        for layout in k.layouts["token_embd"]:
-            yield f"gather {layout.name}", self._gather(layout)
-        for layout in k.forms("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"):
-            yield "rms_norm", self._rms_norm(layout, only_logit_rows=False)
-        for layout in k.forms("output"):
-            yield "rms_norm", self._rms_norm(layout, only_logit_rows=True)
-        for kind in k.matmuls():
-            yield kind.name, self._matmul(kind)
-        yield "rope_kv_write", self._rope_kv_write()
-        yield "attention", self._attention()
-        yield "copy_blocks", self._copy_blocks()
-        for layout in k.forms("attn_output"):
-            if layout.is_quantised:
-                yield "quantize", self._quantize(layout)
-        for layout in k.forms("ffn_down"):
-            yield "swiglu", self._swiglu(layout)
+        cases = list(self._cases())
+        self._program.prepare([launch for case in cases for launch in case.launches])
+        for case in cases:
+            self._program.bind(case.launches, self._inputs.counts).run(self._size)
+            yield case.name, case.difference()
         yield "sample", self._sample()
 
-    def _gather(self, layout: Layout) -> float:
+    def _cases(self) -> Iterator[_Case]:
+        k = self._kernels
+        yield from map(self._gather, k.layouts["token_embd"])
+        for layout in k.forms("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"):
+            yield self._rms_norm(layout, only_logit_rows=False)
+        for layout in k.forms("output"):
+            yield self._rms_norm(layout, only_logit_rows=True)
+        yield from map(self._matmul, k.matmuls())
+        yield from (self._rope_kv_write(), self._attention(), self._copy_blocks())
+        yield from (self._quantize(layout) for layout in k.forms("attn_output") if layout.is_quantised)
+        yield from map(self._swiglu, k.forms("ffn_down"))
+
+    def _gather(self, layout: Layout) -> _Case:
         matrix, dense = self._matrix(layout)
         out = self._spoilt(self._operations.rows(self._num_tokens, matrix.cols, "self_test"))
-        self._run(self._operations.gather(matrix, out))
         token_ids = [token_id for chunk in self._chunks for token_id in chunk.token_ids()]
-        return reference.difference(self._read(out, self._num_tokens, matrix.cols), dense[token_ids])
 
-    def _rms_norm(self, consumer: Layout, *, only_logit_rows: bool) -> float:
+        def difference() -> float:
+            return reference.difference(self._read(out, self._num_tokens, matrix.cols), dense[token_ids])
+
+        return _Case(f"gather {layout.name}", self._operations.gather(matrix, out), difference)
+
+    def _rms_norm(self, consumer: Layout, *, only_logit_rows: bool) -> _Case:
         x, weight, eps = self._normal(self._num_tokens, _NORM_WIDTH), self._normal(_NORM_WIDTH), 0.5
         out = self._activations(_NORM_WIDTH, consumer)
         buffers = self._upload(x), self._upload(weight)
-        self._run(self._operations.rms_norm(*buffers, eps, out, only_logit_rows=only_logit_rows))
-        rows = x[self._ends - 1] if only_logit_rows else x
-        return self._activations_difference(out, reference.rms_norm(rows, weight, eps))
+        launches = self._operations.rms_norm(*buffers, eps, out, only_logit_rows=only_logit_rows)
+        exact = reference.rms_norm(x[self._ends - 1] if only_logit_rows else x, weight, eps)
+        return _Case("rms_norm", launches, lambda: self._activations_difference(out, exact))
 
-    def _matmul(self, kind: MatmulKind) -> float:
+    def _matmul(self, kind: MatmulKind) -> _Case:
         matrix, dense = self._matrix(kind.layout)
         activations, x = self._input(kind.layout, matrix.cols)
         first, end, stride = 3, 3 + matrix.rows, matrix.rows + 5
         before, bias = self._normal(self._num_tokens, stride), self._normal(matrix.rows)
         y, bias_buffer = self._upload(before), self._upload(bias) if kind.has_bias else None
         options: dict[str, Any] = {"y_stride": stride, "y_offset": first, "add_to_y": kind.adds_to_y}
-        self._run(self._operations.matmul(matrix, activations, y, bias=bias_buffer, **options))
+        launches = self._operations.matmul(matrix, activations, y, bias=bias_buffer, **options)
         exact = before.astype(np.float64)
         exact[:, first:end] = kind.adds_to_y * exact[:, first:end] + kind.has_bias * bias + x @ dense.T
-        return reference.difference(self._read(y, *exact.shape), exact)
+        return _Case(kind.name, launches, lambda: reference.difference(self._read(y, *exact.shape), exact))
 
-    def _rope_kv_write(self) -> float:
+    def _rope_kv_write(self) -> _Case:
         """With inputs and angles of few bits rotations are exact, in f16 too; values show its rounding and range."""
-        shape = self._kernels.shape
+        shape, cache = self._kernels.shape, self._cache()
         qk = self._few_bits(self._num_tokens, shape.num_heads + shape.num_kv_heads, shape.head_dim)
         values = self._normal(self._num_tokens, shape.num_kv_heads, shape.head_dim)
         values[0] *= 1e6
@@ -125,62 +135,70 @@ class SelfTestCases:
         heads = np.concatenate([qk, values], axis=1)
         angles = self._few_bits(int(positions.max()) + 1, shape.rope_dim // 2, 2)
         qkv = self._upload(heads)
-        self._run(self._operations.rope_kv_write(qkv, self._upload(angles), self._cache, 0, shape))
+        launches = self._operations.rope_kv_write(qkv, self._upload(angles), cache, 0, shape)
         rotated = reference.rotate(qk, angles[positions], adjacent=shape.rope_adjacent)
         q, keys = rotated[:, : shape.num_heads], rotated[:, shape.num_heads :]
         slots = np.concatenate([self._slots(chunk)[chunk.start :] for chunk in self._chunks])
-        differences = [np.abs(self._read(qkv, *heads.shape)[:, : shape.num_heads] - q).max()]
-        for cached, written in zip(self._pages.read(), (keys, values.astype(np.float64)), strict=True):
-            codes, scales = reference.quantize_kv(written, self._kernels.kv_cache_type)
-            exact = np.zeros_like(cached)
-            exact[slots, :, : shape.head_dim] = codes * scales[..., None].astype(np.float64)
-            differences.append(np.abs(cached - exact).max())
-        return float(np.max(differences))
 
-    def _attention(self) -> float:
-        shape = self._kernels.shape
-        self._pages.write(self._normal(*self._pages.num_tokens), self._normal(*self._pages.num_tokens))
-        keys, values = (tokens[..., : shape.head_dim] for tokens in self._pages.read())
+        def difference() -> float:
+            differences = [np.abs(self._read(qkv, *heads.shape)[:, : shape.num_heads] - q).max()]
+            found = CachePages(self._device, cache).read()
+            for cached, written in zip(found, (keys, values.astype(np.float64)), strict=True):
+                codes, scales = reference.quantize_kv(written, self._kernels.kv_cache_type)
+                exact = np.zeros_like(cached)
+                exact[slots, :, : shape.head_dim] = codes * scales[..., None].astype(np.float64)
+                differences.append(np.abs(cached - exact).max())
+            return float(np.max(differences))
+
+        return _Case("rope_kv_write", launches, difference)
+
+    def _attention(self) -> _Case:
+        shape, cache = self._kernels.shape, self._cache()
+        keys, values = (tokens[..., : shape.head_dim] for tokens in self._random_pages(cache).read())
         heads = self._normal(self._num_tokens, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
         out = self._spoilt(self._operations.rows(self._num_tokens, shape.num_heads * shape.head_dim, "self_test"))
-        self._run(self._operations.attention(self._upload(heads), self._cache, 0, out, shape))
+        launches = self._operations.attention(self._upload(heads), cache, 0, out, shape)
         queries = np.split(heads[:, : shape.num_heads], self._ends[:-1])
         slots = map(self._slots, self._chunks)
         exact = np.concatenate(
             [reference.attention(q, keys[s], values[s]) for q, s in zip(queries, slots, strict=True)]
         )
-        return reference.difference(self._read(out, *exact.shape), exact)
+        return _Case("attention", launches, lambda: reference.difference(self._read(out, *exact.shape), exact))
 
-    def _copy_blocks(self) -> float:
-        self._pages.write(self._normal(*self._pages.num_tokens), self._normal(*self._pages.num_tokens))
-        before = self._pages.read()
-        self._run(self._operations.copy_blocks(self._cache, self._kernels.shape))
-        differences = []
-        for tokens, copied in zip(before, self._pages.read(), strict=True):
-            blocks = tokens.reshape(self._cache.num_blocks, -1)
-            for source, target in self._block_copies:
-                blocks[target] = blocks[source]
-            differences.append(reference.difference(copied, blocks))
-        return max(differences)
+    def _copy_blocks(self) -> _Case:
+        cache = self._cache()
+        pages = self._random_pages(cache)
+        before = pages.read()
 
-    def _quantize(self, consumer: Layout) -> float:
+        def difference() -> float:
+            differences = []
+            for tokens, copied in zip(before, pages.read(), strict=True):
+                blocks = tokens.reshape(cache.num_blocks, -1)
+                for source, target in self._block_copies:
+                    blocks[target] = blocks[source]
+                differences.append(reference.difference(copied, blocks))
+            return max(differences)
+
+        return _Case("copy_blocks", self._operations.copy_blocks(cache, self._kernels.shape), difference)
+
+    def _quantize(self, consumer: Layout) -> _Case:
         x = self._normal(self._num_tokens, _NORM_WIDTH)
         out = self._activations(_NORM_WIDTH, consumer)
-        self._run(self._operations.quantize(out._replace(values=self._upload(x))))
-        return self._activations_difference(out, x.astype(np.float64))
+        launches = self._operations.quantize(out._replace(values=self._upload(x)))
+        return _Case("quantize", launches, lambda: self._activations_difference(out, x.astype(np.float64)))
 
-    def _swiglu(self, consumer: Layout) -> float:
+    def _swiglu(self, consumer: Layout) -> _Case:
         gate_up = self._normal(self._num_tokens, 2 * _FFN_SIZE) * 4
         out = self._activations(_FFN_SIZE, consumer)
-        self._run(self._operations.swiglu(self._upload(gate_up), out))
-        return self._activations_difference(out, reference.swiglu(gate_up))
+        launches = self._operations.swiglu(self._upload(gate_up), out)
+        return _Case("swiglu", launches, lambda: self._activations_difference(out, reference.swiglu(gate_up)))
 
     def _sample(self) -> float:
         """Ids are compared as numbers: a wrong one is far above the tolerance. Logits are the same for every model."""
         logits = 3 * np.random.default_rng(0).standard_normal((len(_SAMPLINGS), _VOCAB_SIZE), np.float32)
         best = np.argsort(-logits, kind="stable")
         rows = [RowParams(s, 7, i, (int(best[i, 0]),), num_logprobs=5) for i, s in enumerate(_SAMPLINGS)]
-        sampler = Sampler(self._device, self._library, _VOCAB_SIZE, len(rows), self._kernels.eog_ids)
+        sampler = Sampler(self._device, self._program.library, _VOCAB_SIZE, len(rows), self._kernels.eog_ids)
         for step in (-logits, logits):  # the first only leaves wrong ids behind, for the same reason as _spoilt
             sampler.enqueue(self._upload(step), rows)
             try:
@@ -235,6 +253,15 @@ class SelfTestCases:
             exact,
         )
 
+    def _cache(self) -> KVCache:
+        """A cache of zeros, for one case alone."""
+        return KVCache(self._device, self._cache_shape, self._num_blocks)
+
+    def _random_pages(self, cache: KVCache) -> CachePages:
+        pages = CachePages(self._device, cache)
+        pages.write(self._normal(*pages.num_tokens), self._normal(*pages.num_tokens))
+        return pages
+
     def _slots(self, chunk: ScheduledChunk) -> NDArray[np.int64]:
         """Where the cache has the tokens of a chunk's sequence, from position 0 to the chunk's end."""
         blocks, offsets = np.divmod(np.arange(chunk.start + chunk.num_tokens), self._kernels.block_size)
@@ -259,10 +286,6 @@ class SelfTestCases:
         out = np.empty(shape, dtype)
         self._device.read(buffer, out)
         return out
-
-    def _run(self, launches: Iterable[Launch]) -> None:
-        for launch in launches:
-            self._device.run(launch.kernel, launch.num_items(self._size))
 
 
 def _chunk(start: int, num_tokens: int, block_ids: Iterable[int]) -> ScheduledChunk:

@@ -15,7 +15,7 @@ from engine_service.scheduling.messages import BlockCopy, ScheduledChunk
 from service_common.errors import InternalError
 
 TILE_ROWS = 8  # rows of one sequence that an attention work-item serves
-TOKEN_COUNT, LOGIT_COUNT = 0, 1  # where `counts` holds the number of tokens and of rows whose logits are wanted
+TOKEN_COUNT, LOGIT_COUNT = 0, 1  # where `counts` has the number of tokens and of rows whose logits are wanted
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,20 @@ class StepLimits:
 
 
 class StepSize(NamedTuple):
-    """How much of the buffers a step uses."""
+    """How much of the buffers a step uses; the numbers are in `counts` in this order."""
 
     num_tokens: int
     num_logit_rows: int
     num_tiles: int
     num_block_copies: int
+    num_steps: int = 1
 
 
 class StepInputs:
     """Owns the input buffers. All are int32 views of one device buffer, so that a step costs one upload.
 
     Attributes:
-        counts: [2], see TOKEN_COUNT and LOGIT_COUNT
+        counts: [5] the StepSize
         token_ids, positions, slot_mapping: [max_tokens]
         logit_rows: [max_seqs] rows whose logits are wanted
         tiles: [max_tiles][4] index of the sequence in block_tables, first row, number of rows, unused
@@ -66,7 +67,7 @@ class StepInputs:
     def __init__(self, device: Device, limits: StepLimits) -> None:
         self._device, self.limits = device, limits
         shapes = {
-            "counts": (2,),
+            "counts": (len(StepSize._fields),),
             "token_ids": (limits.max_tokens,),
             "positions": (limits.max_tokens,),
             "slot_mapping": (limits.max_tokens,),
@@ -108,11 +109,12 @@ class StepInputs:
                 host["logit_rows"][num_logit_rows] = stop - 1
                 num_logit_rows += 1
             row = stop
-        host["counts"][:] = row, num_logit_rows
+        size = StepSize(row, num_logit_rows, num_tiles, len(block_copies))
+        host["counts"][:] = size
         if block_copies:
             host["block_copies"][: len(block_copies)] = block_copies
         self._device.write(self._buffer, self._host_array)
-        return StepSize(row, num_logit_rows, num_tiles, len(block_copies))
+        return size
 
     def _fill_rows(self, chunk: ScheduledChunk, row: int, stop: int) -> None:
         host, block_size = self._host, self.limits.block_size

@@ -12,7 +12,8 @@ import pyopencl as cl
 
 from engine_service.compute.device import Device
 from engine_service.compute.kv_cache import KVCache
-from engine_service.compute.operations import Activations, AttentionShape, Launch, Operations
+from engine_service.compute.launches import Launch
+from engine_service.compute.operations import Activations, AttentionShape, Operations
 from engine_service.compute.step_inputs import StepLimits
 from engine_service.compute.weights import Matrix, Weights
 from engine_service.models.hyperparameters import Hyperparameters
@@ -75,7 +76,9 @@ class LlamaModel:
         launches = op.rms_norm(self._hidden, layer.attn_norm, h.rms_norm_eps, normed)
         offset = 0
         for matrix, bias in ((layer.q, layer.q_bias), (layer.k, layer.k_bias), (layer.v, layer.v_bias)):
-            launches += op.matmul(matrix, normed, self._qkv, y_stride=shape.qkv_width, y_offset=offset, bias=bias)
+            launches += op.matmul(
+                matrix, normed, self._qkv, y_stride=shape.qkv_width, y_offset=offset, bias=bias, is_beside=offset > 0
+            )
             offset += matrix.rows
         launches += op.rope_kv_write(self._qkv, self._rotary_table, self._cache, index, shape)
         attended = self._input("attn_output_input", h.num_heads * h.head_dim, layer.attn_output, with_values=True)
@@ -89,7 +92,9 @@ class LlamaModel:
         normed = self._input("ffn_input", h.hidden_size, layer.gate, layer.up)
         launches = op.rms_norm(self._hidden, layer.ffn_norm, h.rms_norm_eps, normed)
         launches += op.matmul(layer.gate, normed, self._gate_up, y_stride=2 * h.ffn_size)
-        launches += op.matmul(layer.up, normed, self._gate_up, y_stride=2 * h.ffn_size, y_offset=h.ffn_size)
+        launches += op.matmul(
+            layer.up, normed, self._gate_up, y_stride=2 * h.ffn_size, y_offset=h.ffn_size, is_beside=True
+        )
         gated = self._input("down_input", h.ffn_size, layer.down)
         launches += op.swiglu(self._gate_up, gated)
         return launches + op.matmul(layer.down, gated, self._hidden, y_stride=h.hidden_size, add_to_y=True)

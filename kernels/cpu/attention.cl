@@ -177,12 +177,12 @@ static inline void merge_partition(__private query_set *s, int i, bool is_first)
 // tiles        int32 [num_tiles][4]: row of block_tables, first row, number of rows (1 to TILE_ROWS), unused
 // out          f32 [M][NUM_HEADS * HEAD_DIM]
 // scale        1 / sqrt(head_dim), or the model's own
-__kernel void attention(__global const float *qkv, __global const kv_t *k_cache, __global const kv_t *v_cache,
+CLF_OPERATION attention(__global const float *qkv, __global const kv_t *k_cache, __global const kv_t *v_cache,
                         __global const int *positions, __global const int *block_tables, __global const int *tiles,
-                        __global float *out, int max_blocks, float scale) {
-  int num_tiles = get_global_size(0) / NUM_KV_HEADS;
-  int kv_head = get_global_id(0) / num_tiles;
-  __global const int *tile = tiles + get_global_id(0) % num_tiles * 4;
+                        __global float *out, int max_blocks, float scale CLF_ITEM_PARAMS) {
+  int num_tiles = NUM_ITEMS / NUM_KV_HEADS;
+  int kv_head = ITEM / num_tiles;
+  __global const int *tile = tiles + ITEM % num_tiles * 4;
   __global const int *block_table = block_tables + (size_t)tile[0] * max_blocks;
   paged keys = {k_cache, block_table, kv_head}, values = {v_cache, block_table, kv_head};
   size_t first_row = tile[1];

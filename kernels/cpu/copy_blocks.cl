@@ -7,8 +7,8 @@
 // copies  int32 [num_copies][2]: source and target block
 // k_cache kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
 // v_cache kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
-__kernel void copy_blocks(__global const int *copies, __global kv_t *k_cache, __global kv_t *v_cache) {
-  size_t item = get_global_id(0);
+CLF_OPERATION copy_blocks(__global const int *copies, __global kv_t *k_cache, __global kv_t *v_cache CLF_ITEM_PARAMS) {
+  size_t item = ITEM;
   __global kv_t *cache = item % 2 ? v_cache : k_cache;
   size_t head = item / 2 % NUM_KV_HEADS;
   __global const int *copy = copies + item / (2 * NUM_KV_HEADS) * 2;

@@ -27,8 +27,8 @@ static inline void gather_block(__global float *out, __global const uchar *tile,
 // weights  u8, a matrix of K columns
 // ids      int32 [M], each a row of the matrix: the host has checked them
 // out      f32 [M][K]
-__kernel void gather_rows(__global const uchar *weights, __global const int *ids, __global float *out, int K) {
-  size_t item = get_global_id(0);
+CLF_OPERATION gather_rows(__global const uchar *weights, __global const int *ids, __global float *out, int K CLF_ITEM_PARAMS) {
+  size_t item = ITEM;
   int lane = ids[item] % 8;
   size_t group = ids[item] / 8;
   out += item * K;

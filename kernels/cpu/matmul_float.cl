@@ -55,17 +55,17 @@ static inline void matmul_tile(__global const uchar *weights, __global const flo
 // bias     f32 [N], where BIAS
 // y        f32 [M][y_stride], of which columns y_offset .. y_offset + N - 1 are written
 // counts   int32; M is counts[count_index]
-__kernel void matmul_float(__global const uchar *weights, __global const float *x,
+CLF_OPERATION matmul_float(__global const uchar *weights, __global const float *x,
 #ifdef BIAS
                            __global const float *bias,
 #endif
                            __global float *y, __global const int *counts, int count_index, int K, int N, int y_stride,
-                           int y_offset) {
+                           int y_offset CLF_ITEM_PARAMS) {
 #ifndef BIAS
   __global const float *bias = 0;
 #endif
-  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups), M = counts[count_index];
-  int start = get_global_id(0) * share, end = start + share < num_groups ? start + share : num_groups;
+  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups, NUM_ITEMS), M = counts[count_index];
+  int start = ITEM * share, end = start + share < num_groups ? start + share : num_groups;
   for (int group = start; group < end; group += ROW_GROUPS) {
     for (int m = 0; m < M; m += TOKENS) matmul_tile(weights, x, bias, y + y_offset, y_stride, N, K, group, m, M, M - m > 1);
   }

@@ -227,18 +227,18 @@ static inline void matmul_tokens(__global const uchar *weights, __global const c
 // bias             f32 [N], where BIAS
 // y                f32 [M][y_stride], of which columns y_offset .. y_offset + N - 1 are written
 // counts           int32; M is counts[count_index]
-__kernel void matmul_quant(__global const uchar *weights, __global const char *xq, __global const float *xd,
+CLF_OPERATION matmul_quant(__global const uchar *weights, __global const char *xq, __global const float *xd,
                            __global const short *xsum,
 #ifdef BIAS
                            __global const float *bias,
 #endif
                            __global float *y, __global const int *counts, int count_index, int K, int N, int y_stride,
-                           int y_offset) {
+                           int y_offset CLF_ITEM_PARAMS) {
 #ifndef BIAS
   __global const float *bias = 0;
 #endif
-  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups), M = counts[count_index];
-  int start = get_global_id(0) * share, end = start + share < num_groups ? start + share : num_groups;
+  int num_groups = (N + 7) / 8, share = groups_per_item(num_groups, NUM_ITEMS), M = counts[count_index];
+  int start = ITEM * share, end = start + share < num_groups ? start + share : num_groups;
   for (int group = start; group < end; group += ITEM_GROUPS) {
     int stop = group + ITEM_GROUPS < end ? group + ITEM_GROUPS : end;
     for (int m = 0; m < M; m += TOKENS) {

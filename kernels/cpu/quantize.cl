@@ -4,7 +4,7 @@
 // xq    int8 [M][Kp], the padding 0
 // xd    f32 [M][Kp / 32]
 // xsum  int16 [M][Kp / 32][2]: sums of the codes of each half group
-__kernel void quantize_rows(__global const float *x, __global char *xq, __global float *xd, __global short *xsum, int K) {
-  size_t row = get_global_id(0), groups = (K + 31) / 32;
+CLF_OPERATION quantize_rows(__global const float *x, __global char *xq, __global float *xd, __global short *xsum, int K CLF_ITEM_PARAMS) {
+  size_t row = ITEM, groups = (K + 31) / 32;
   clf_quantize_row(x + row * K, K, xq + row * groups * 32, xd + row * groups, xsum + row * groups * 2);
 }

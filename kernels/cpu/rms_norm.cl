@@ -31,7 +31,7 @@ static inline float sum_of_squares(__global const float *x, int n) {
 // weight  f32 [n]
 // y       f32 [M][n]
 // xq, xd, xsum  int8 [M][n_padded], f32 [M][n_padded / 32], int16 [M][n_padded / 32][2]
-__kernel void rms_norm(__global const float *x,
+CLF_OPERATION rms_norm(__global const float *x,
 #ifdef ROW_IDS
                        __global const int *row_ids,
 #endif
@@ -41,8 +41,8 @@ __kernel void rms_norm(__global const float *x,
 #else
                        __global float *y,
 #endif
-                       int n, float eps) {
-  size_t row = get_global_id(0);
+                       int n, float eps CLF_ITEM_PARAMS) {
+  size_t row = ITEM;
 #ifdef ROW_IDS
   x += (size_t)row_ids[row] * n;
 #else

@@ -59,9 +59,9 @@ static inline void rotate(__private float *y, __global const float *x, __global 
 // cos_sin      f32 [num_positions][NUM_PAIRS][2]
 // k_cache      kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
 // v_cache      kv_t [num_blocks][NUM_KV_HEADS][KV_HEAD_SIZE]
-__kernel void rope_kv_write(__global float *qkv, __global const int *positions, __global const int *slot_mapping,
-                            __global const float *cos_sin, __global kv_t *k_cache, __global kv_t *v_cache) {
-  size_t row = get_global_id(0);
+CLF_OPERATION rope_kv_write(__global float *qkv, __global const int *positions, __global const int *slot_mapping,
+                            __global const float *cos_sin, __global kv_t *k_cache, __global kv_t *v_cache CLF_ITEM_PARAMS) {
+  size_t row = ITEM;
   __global float *q = qkv + row * ((NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM);
   __global const float *k = q + NUM_HEADS * HEAD_DIM, *v = k + NUM_KV_HEADS * HEAD_DIM;
   __global const float *angles = cos_sin + (size_t)positions[row] * ROPE_DIM;

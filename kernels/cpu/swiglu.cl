@@ -27,16 +27,16 @@ static inline void swiglu_group(__private float *out, __global const float *gate
 // gate_up f32 [M][2 n]: gate, then up
 // y       f32 [M][n]
 // xq, xd, xsum  int8 [M][n_padded], f32 [M][n_padded / 32], int16 [M][n_padded / 32][2]
-__kernel void swiglu(__global const float *gate_up,
+CLF_OPERATION swiglu(__global const float *gate_up,
 #ifdef QUANTIZE
                      __global char *xq, __global float *xd, __global short *xsum,
 #else
                      __global float *y,
 #endif
-                     int n) {
+                     int n CLF_ITEM_PARAMS) {
   int num_chunks = (n + CHUNK - 1) / CHUNK;
-  size_t row = get_global_id(0) / num_chunks;
-  int first = get_global_id(0) % num_chunks * CHUNK, end = min(n, first + CHUNK);
+  size_t row = ITEM / num_chunks;
+  int first = ITEM % num_chunks * CHUNK, end = min(n, first + CHUNK);
   __global const float *gate = gate_up + row * 2 * n;
   for (int k = first; k < end; k += 32) {
     float group[32];

@@ -17,13 +17,13 @@ def test_concurrent_first_use_builds_a_program_once(device: Device, monkeypatch:
     """Eight threads ask at once: one build, eight kernels of their own (BACKEND-1, BACKEND-6)."""
     builds: list[str] = []
     library = KernelLibrary(device)
-    original = library._build
+    original = library.build
 
-    def counting(source: str, defines: tuple[str, ...]) -> Any:
+    def counting(source: str, text: str, **defines: int | str) -> Any:
         builds.append(source)
-        return original(source, defines)
+        return original(source, text, **defines)
 
-    monkeypatch.setattr(library, "_build", counting)
+    monkeypatch.setattr(library, "build", counting)
     kernels: list[object] = []
     start = threading.Barrier(8)
 
@@ -48,7 +48,7 @@ def test_an_unknown_kernel_is_refused_by_name(device: Device) -> None:
 
 def test_a_source_that_does_not_compile_carries_the_build_log(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler's own words reach the error, with source and options (BACKEND-4)."""
-    monkeypatch.setattr(kernel_library, "_source_text", lambda source: "__kernel void k() { undeclared = 1; }")
+    monkeypatch.setattr(kernel_library, "operation_text", lambda source: "__kernel void k() { undeclared = 1; }")
     with pytest.raises(DeviceError, match="undeclared") as failure:
         KernelLibrary(device).kernel("broken", "k", SOME_DEFINE=3)
     assert failure.value.parameters["source"] == "broken"

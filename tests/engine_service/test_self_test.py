@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import Mock
@@ -11,15 +12,17 @@ import pytest
 from gguf import GGMLQuantizationType
 from structlog.testing import capture_logs
 
-from engine_service.compute import kernel_library, self_test
+from engine_service.compute import kernel_library, kernel_sources, self_test
 from engine_service.compute.device import Device
+from engine_service.compute.fused_program import FusedLaunches, FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.kernel_sources import Variant
 from engine_service.compute.kv_cache import KVCache
 from engine_service.compute.kv_plan import KVCacheShape
+from engine_service.compute.launches import Launch, SeparateProgram
 from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
 from engine_service.compute.operations import AttentionShape, Operations
-from engine_service.compute.sampler import Sampler
-from engine_service.compute.self_test import TOLERANCE, SelfTestError, choose_library
+from engine_service.compute.self_test import TOLERANCE, SelfTestError, choose_program
 from engine_service.compute.self_test_cases import SelfTestCases
 from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Weights
@@ -104,27 +107,30 @@ class BrokenLibrary(KernelLibrary):
     def kernel(self, source: str, name: str, **defines: int | str) -> Any:
         if source != self._source:
             return self._good.kernel(source, name, **defines)
-        return super().kernel(source, name, **defines)
-
-    def _build(self, source: str, defines: tuple[str, ...]) -> Any:
-        text = kernel_library._source_text(source)
+        text = kernel_sources.operation_text(source)
         assert self._old in text
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernel_library, "_source_text", lambda _: text.replace(self._old, self._new))
-            return super()._build(source, defines)
+            patch.setattr(kernel_library, "operation_text", lambda _: text.replace(self._old, self._new))
+            return super().kernel(source, name, **defines)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, native: KernelLibrary, portable: KernelLibrary) -> KernelLibrary:
-    """What choose_library takes of these two."""
+    """Whose kernels choose_program takes of these two, on a device that fuses none."""
     made = {False: native, True: portable}
     monkeypatch.setattr(self_test, "KernelLibrary", lambda _, *, portable=False: made[portable])
-    return choose_library(native.device, KERNELS, portable=False)
+    monkeypatch.setattr(Device, "is_cpu", False)
+    return choose_program(native.device, KERNELS, portable=False).library
+
+
+def run_self_test(library: KernelLibrary, kernels: ModelKernels) -> None:
+    """The self-test of each kernel by itself."""
+    self_test.self_test(SeparateProgram(library), kernels)
 
 
 def test_good_native_kernels_pass_in_every_layout(libraries: Libraries) -> None:
     """Matmuls of all eleven layouts, and gathers of one float and one quantised layout, are within the tolerance."""
     embeddings = {"token_embd": (layout_named("BF16"), layout_named("Q5_K"))}
-    self_test.self_test(libraries.native, small_model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
+    run_self_test(libraries.native, small_model_kernels(dealt_out(ALL_LAYOUTS) | embeddings))
 
 
 @pytest.mark.parametrize("kv_cache_type", ["f32", "int8"])
@@ -141,7 +147,15 @@ def test_good_kernels_pass_in_other_shapes(libraries: Libraries, kind: str, kv_c
         block_size=256,
         kv_cache_type=kv_cache_type,
     )
-    self_test.self_test(getattr(libraries, kind), kernels)
+    run_self_test(getattr(libraries, kind), kernels)
+
+
+def leaves_undone(source: str) -> tuple[str, str]:
+    """A change after which every second work-item does another one's work."""
+    if source == "sample":
+        return "get_global_id(0)", "(get_global_id(0) & ~(size_t)1)"
+    begin = "CLF_ITEM_PARAMS) {"
+    return begin, f"{begin}\n#undef ITEM\n#define ITEM ((int)get_global_id(0) & ~1)\n"
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -150,7 +164,7 @@ def test_a_kernel_that_leaves_work_undone_gives_way(
 ) -> None:
     """Where every second work-item of a native kernel does another one's work, the portable library is chosen, and the
     warning names the kernel and how far off it is."""
-    broken = BrokenLibrary(libraries.native, source, "get_global_id(0)", "(get_global_id(0) & ~(size_t)1)")
+    broken = BrokenLibrary(libraries.native, source, *leaves_undone(source))
     with capture_logs() as logs:
         assert choose(monkeypatch, broken, libraries.portable) is libraries.portable
     (warning,) = logs
@@ -163,7 +177,7 @@ def test_a_kernel_that_leaves_work_undone_gives_way(
 def test_a_slip_in_the_arithmetic_is_found(libraries: Libraries, source: str, old: str, new: str) -> None:
     """One wrong sign, constant, bound or comparison in a kernel is a difference above the tolerance."""
     with pytest.raises(SelfTestError) as caught:
-        self_test.self_test(BrokenLibrary(libraries.native, source, old, new), KERNELS)
+        run_self_test(BrokenLibrary(libraries.native, source, old, new), KERNELS)
     assert caught.value.kernel.split()[0] == source
     assert not caught.value.difference <= TOLERANCE
 
@@ -173,13 +187,13 @@ def test_a_slip_in_an_int8_cache_is_found(libraries: Libraries, source: str, old
     """The same for what only an int8 cache has: scales, and their place."""
     kernels = dataclasses.replace(KERNELS, kv_cache_type="int8")
     with pytest.raises(SelfTestError) as caught:
-        self_test.self_test(BrokenLibrary(libraries.native, source, old, new), kernels)
+        run_self_test(BrokenLibrary(libraries.native, source, old, new), kernels)
     assert caught.value.kernel == source
 
 
 def test_a_native_kernel_that_is_not_accepted_gives_way(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
     """A source that the compiler refuses is named by the warning, with the compiler's words."""
-    broken = BrokenLibrary(libraries.native, "swiglu", "int n) {", "int n) { no_such_builtin();")
+    broken = BrokenLibrary(libraries.native, "swiglu", "CLF_ITEM_PARAMS) {", "CLF_ITEM_PARAMS) { no_such_builtin();")
     with capture_logs() as logs:
         assert choose(monkeypatch, broken, libraries.portable) is libraries.portable
     assert logs[0]["kernel"] == "swiglu"
@@ -200,15 +214,17 @@ def test_no_library_is_chosen_where_both_are_wrong(libraries: Libraries, monkeyp
         choose(monkeypatch, *broken)
 
 
-class RecordingLibrary(KernelLibrary):
-    """Notes which kernels are asked for, and builds none."""
+class RecordingProgram:
+    """Notes which operations are to be run, and runs none."""
 
-    def __init__(self, device: Device) -> None:
-        super().__init__(device)
-        self.asked: set[tuple[str, str, frozenset[tuple[str, int | str]]]] = set()
+    def __init__(self, library: KernelLibrary) -> None:
+        self.library = library
+        self.variants: set[Variant] = set()
 
-    def kernel(self, source: str, name: str, **defines: int | str) -> Any:
-        self.asked.add((source, name, frozenset(defines.items())))
+    def prepare(self, launches: Sequence[Launch]) -> None:
+        self.variants |= {launch.variant for launch in launches}
+
+    def bind(self, launches: Sequence[Launch], counts: object) -> Any:
         return Mock()
 
 
@@ -216,25 +232,43 @@ class RecordingLibrary(KernelLibrary):
 def test_the_kernels_tested_are_the_model_s(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, tied: bool
 ) -> None:
-    """The self-test asks for the kernels, with the defines, that the loaded model asks for: no more and no fewer."""
+    """The self-test runs the operations, with the defines, that the loaded model has: no more and no fewer."""
     tiny_llama(tmp_path / "m.gguf", seed=1, arch=arch, tied=tied, tensor_type=GGMLQuantizationType.Q4_K, hidden=256)
-    model, tested = RecordingLibrary(device), RecordingLibrary(device)
-    monkeypatch.setattr(Device, "run", Mock())
+    tested = RecordingProgram(KernelLibrary(device))
+    monkeypatch.setattr(SelfTestCases, "_sample", Mock(return_value=0.0))
     with GGUFReader(tmp_path / "m.gguf") as reader:
         hyperparameters = read_hyperparameters(reader)
-        load(model, reader, hyperparameters)
+        launches = model_launches(device, reader, hyperparameters)
         kernels = ModelKernels.of(reader, hyperparameters, block_size=BLOCK_SIZE, kv_cache_type="f16", eog_ids=EOG_IDS)
         for _ in SelfTestCases(tested, kernels).differences():
             pass
-    assert tested.asked == model.asked
+    assert tested.variants == {launch.variant for launch in launches}
 
 
-def load(library: KernelLibrary, reader: GGUFReader, hyperparameters: Hyperparameters) -> None:
-    """Makes the model and its sampler, as the loader does."""
-    h, device = hyperparameters, library.device
+def model_launches(device: Device, reader: GGUFReader, h: Hyperparameters) -> list[Launch]:
+    """Makes the model, as the loader does."""
     limits = StepLimits(max_tokens=8, max_seqs=2, max_blocks_per_seq=2, block_size=BLOCK_SIZE)
-    operations = Operations(device, library, StepInputs(device, limits))
+    operations = Operations(device, StepInputs(device, limits))
     cache = KVCache(device, KVCacheShape(h.num_layers, h.num_kv_heads, h.head_dim, BLOCK_SIZE, "f16"), num_blocks=2)
-    operations.copy_blocks(cache, AttentionShape(h.num_heads, h.num_kv_heads, h.head_dim, h.rope_dim, True))
-    LlamaModel(h, reader, Weights(device, reader, Mock()), operations, cache, device, limits)
-    Sampler(device, library, h.vocab_size, 2, EOG_IDS)
+    shape = AttentionShape(h.num_heads, h.num_kv_heads, h.head_dim, h.rope_dim, True)
+    model = LlamaModel(h, reader, Weights(device, reader, Mock()), operations, cache, device, limits)
+    return operations.copy_blocks(cache, shape) + model.launches
+
+
+def test_fused_kernels_are_chosen_on_a_cpu(device: Device) -> None:
+    """Where all is well the first choice is native and fused, and nothing is logged."""
+    with capture_logs() as logs:
+        program = choose_program(device, KERNELS, portable=False)
+    assert isinstance(program, FusedProgram)
+    assert not program.library.portable
+    assert logs == []
+
+
+def test_kernels_that_fail_fused_are_launched_one_by_one(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a fused program does nothing, the native kernels run separately, and the warning says so."""
+    monkeypatch.setattr(FusedLaunches, "run", lambda self, size: None)
+    with capture_logs() as logs:
+        program = choose_program(device, KERNELS, portable=False)
+    assert isinstance(program, SeparateProgram)
+    assert not program.library.portable
+    assert (logs[0]["fused"], logs[0]["portable"]) == (False, False)

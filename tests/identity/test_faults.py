@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine_service import loader
-from engine_service.compute import kernel_library
+from engine_service.compute import kernel_sources
 from engine_service.compute.device import Device
+from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.sampler import RowParams, Sampler
@@ -192,23 +193,23 @@ FAULTS: list[Fault] = [
 def patch_kernel(patch: pytest.MonkeyPatch, source: str, right: str, wrong: str) -> None:
     """Changes a kernel."""
     leave_out_self_test(patch)
-    source_text = kernel_library._source_text
+    read = kernel_sources.part
 
-    def wrong_text(name: str) -> str:
-        text = source_text(name)
-        assert name != source or right in text
-        return text.replace(right, wrong) if name == source else text
+    def read_wrong(path: str) -> str:
+        text = read(path)
+        assert path != f"cpu/{source}.cl" or right in text
+        return text.replace(right, wrong) if path == f"cpu/{source}.cl" else text
 
-    patch.setattr(kernel_library, "_source_text", wrong_text)
+    patch.setattr(kernel_sources, "part", read_wrong)
 
 
 def leave_out_self_test(patch: pytest.MonkeyPatch) -> None:
     """Otherwise the self-test at the engine's start would be the first to notice some faults."""
 
-    def untested(device: Device, *arguments: object, **options: object) -> KernelLibrary:
-        return KernelLibrary(device)
+    def untested(device: Device, *arguments: object, **options: object) -> FusedProgram:
+        return FusedProgram(KernelLibrary(device))
 
-    patch.setattr(loader, "choose_library", untested)
+    patch.setattr(loader, "choose_program", untested)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine_service.compute.device import Device, list_devices
 from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.launches import SeparateProgram
 from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
 from engine_service.compute.self_test import TOLERANCE
 from engine_service.compute.self_test_cases import CHUNKS, SelfTestCases
@@ -80,10 +81,10 @@ def main(form: str) -> None:
     """Prints the list; AssertionError where a kernel is wrong."""
     handles = sorted(list_devices(), key=lambda handle: handle.platform.name == "Oclgrind")
     device = HashingDevice(handles[0])  # Oclgrind's where it is the only one, which it is when it runs this program
-    library = KernelLibrary(device, portable=True)
+    program = SeparateProgram(KernelLibrary(device, portable=True))
     hashes = []
     for kernels, chunks in {"short": short_cases, "full": full_cases}[form]():
-        for kernel, difference in SelfTestCases(library, kernels, chunks).differences():
+        for kernel, difference in SelfTestCases(program, kernels, chunks).differences():
             assert difference <= TOLERANCE, f"{kernel} is off by {difference}"
             hashes.append((kernel, device.digest.hexdigest()))
             device.digest = hashlib.sha256()

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engine_service import loader
-from engine_service.compute import kernel_library
+from engine_service.compute import kernel_sources
+from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.step_inputs import StepInputs
 from engine_service.models import llama
@@ -41,14 +42,14 @@ def rotary(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Brea
 
 def mask(line: str) -> Break:
     """Attention with `line` in the place of the one that says how many tokens a query sees."""
-    source_text = kernel_library._source_text
+    read = kernel_sources.part
 
-    def broken(source: str) -> str:
-        text = source_text(source)
-        assert source != "attention" or _VISIBLE in text
+    def broken(path: str) -> str:
+        text = read(path)
+        assert path != "cpu/attention.cl" or _VISIBLE in text
         return text.replace(_VISIBLE, line)
 
-    return lambda patch: patch.setattr(kernel_library, "_source_text", broken)
+    return lambda patch: patch.setattr(kernel_sources, "part", broken)
 
 
 def slots(change: Callable[[NDArray[np.int32]], NDArray[np.int32]]) -> Break:
@@ -83,7 +84,7 @@ def test_the_unbroken_engine_answers_rightly() -> None:
 @pytest.mark.parametrize("fault", BREAKS)
 def test_a_fault_shows_in_the_answers(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With positions, mask or cache broken at one place, fewer than half of the answers are right."""
-    monkeypatch.setattr(loader, "choose_library", lambda device, kernels, portable: KernelLibrary(device))
+    monkeypatch.setattr(loader, "choose_program", lambda device, kernels, portable: FusedProgram(KernelLibrary(device)))
     BREAKS[fault](monkeypatch)
     share = share_right(QUESTIONS)
     print(f"{fault}: {share:.0%} right")
