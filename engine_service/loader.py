@@ -28,10 +28,11 @@ from service_common.special_tokens import SpecialTokens
 
 
 class LoadedEngine(NamedTuple):
-    """An engine, and what clients may know of its model."""
+    """An engine, what clients may know of its model, and what computes the engine's steps."""
 
     engine: Engine
     model: ServedModel
+    runner: ModelRunner
 
 
 def load_engine(
@@ -64,8 +65,7 @@ def load_engine(
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
     sampler = Sampler(device, program.library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
     block_copies = operations.copy_blocks(cache, kernels.shape)
-    launches = program.bind(block_copies + model.launches, inputs.counts)
-    runner = ModelRunner(device, launches, model, inputs, sampler, eog_ids)
+    runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)
     scheduler = Scheduler(_scheduler_config(config, plan), blocks, eog_token_ids=frozenset(eog_ids))
     served = ServedModel(
@@ -82,7 +82,7 @@ def load_engine(
         device=device.name,
     )
     _log_loaded(served, cache)
-    return LoadedEngine(Engine(scheduler, runner, on_step=on_step), served)
+    return LoadedEngine(Engine(scheduler, runner, on_step=on_step), served, runner)
 
 
 def _log_loaded(served: ServedModel, cache: KVCache) -> None:

@@ -79,5 +79,5 @@ def logits(model: Path, token_ids: list[int], **options: Any) -> NDArray[np.floa
         runner.run(ScheduledStep(chunks, count, count))
         vocab_size = runner._model.logits.size // 4 // count
         out = np.empty((count, vocab_size), np.float32)
-        runner._device.read(runner._model.logits, out)
+        runner.device.read(runner._model.logits, out)
         return out

@@ -42,7 +42,7 @@ _ENGINE_ROWS = [
     {"scheduling.block_manager", "compute.operations"},
     {"scheduling.prefix_cache", "compute.fused_program"},
     {"scheduling.block_pool", "compute.launches"},
-    {"compute.step_inputs", "compute.sampler", "compute.self_test_pages"},
+    {"compute.step_inputs", "compute.sampler", "compute.self_test_pages", "compute.work"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
     {"compute.kv_plan"},

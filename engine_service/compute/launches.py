@@ -12,6 +12,7 @@ import pyopencl as cl
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.kernel_sources import Variant
 from engine_service.compute.step_inputs import StepSize
+from engine_service.compute.work import WorkOf, no_work
 
 Argument = cl.Buffer | np.int32 | np.float32
 
@@ -30,7 +31,8 @@ class Launch(NamedTuple):
     """An operation on its buffers, with `factor` items of work for each `unit` of a step.
 
     Arguments never change between steps; what does, the kernels read from StepInputs. `is_beside` tells that it may run
-    beside the launch before it, since neither reads or writes what the other one writes.
+    beside the launch before it, since neither reads or writes what the other one writes. `name` and `work` are for
+    people who read a profile.
     """
 
     variant: Variant
@@ -38,6 +40,8 @@ class Launch(NamedTuple):
     unit: Unit
     factor: int = 1
     is_beside: bool = False
+    name: str = ""
+    work: WorkOf = no_work
 
 
 class Executable(Protocol):
@@ -70,7 +74,7 @@ class SeparateProgram:
     def prepare(self, launches: Sequence[Launch]) -> None:
         """See Program."""
         for launch in launches:
-            _kernel(self.library, launch)
+            bound_kernel(self.library, launch)
 
     def bind(self, launches: Sequence[Launch], counts: cl.Buffer) -> SeparateLaunches:
         """See Program."""
@@ -81,8 +85,8 @@ class SeparateLaunches:
     """See SeparateProgram."""
 
     def __init__(self, library: KernelLibrary, launches: Sequence[Launch]) -> None:
-        self._device, self._launches = library.device, launches  # OpenCL holds no reference to a kernel's buffers
-        self._kernels = [_kernel(library, launch) for launch in launches]
+        self._device, self._launches = library.device, launches
+        self._kernels = [bound_kernel(library, launch) for launch in launches]
 
     def run(self, size: StepSize) -> None:
         """See Executable."""
@@ -91,7 +95,8 @@ class SeparateLaunches:
                 self._device.run(kernel, num_items)
 
 
-def _kernel(library: KernelLibrary, launch: Launch) -> cl.Kernel:
+def bound_kernel(library: KernelLibrary, launch: Launch) -> cl.Kernel:
+    """A kernel of the launch's own, with its arguments. OpenCL holds no reference to the buffers among them."""
     source, name, defines = launch.variant
     kernel = library.kernel(source, name, **dict(defines))
     kernel.set_args(*launch.arguments)

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import pyopencl as cl
 
-from engine_service.compute.device import Device
-from engine_service.compute.launches import Executable, Launch
+from engine_service.compute.launches import Launch, Program
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.compute.step_inputs import StepInputs
 from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
@@ -22,36 +21,38 @@ class Model(Protocol):
 
 
 class ModelRunner:
-    """Runs scheduled steps: `launches` copy KV blocks, then are the model's.
+    """Runs scheduled steps: `block_copies` are the launches that copy KV blocks, which come before the model's.
 
-    Prefill, decode and chunked prefill are the same code path.
+    Prefill, decode and chunked prefill are the same code path: `launches`, in order, over what `inputs` hold.
     """
 
     def __init__(
         self,
-        device: Device,
-        launches: Executable,
+        program: Program,
+        block_copies: list[Launch],
         model: Model,
         inputs: StepInputs,
         sampler: Sampler,
         eog_ids: tuple[int, ...],
     ) -> None:
-        self._device, self._model, self._inputs, self._sampler = device, model, inputs, sampler
-        self._launches, self._eog_ids = launches, eog_ids
+        self.program, self.device = program, program.library.device
+        self.inputs, self._model, self._sampler = inputs, model, sampler
+        self.launches, self._eog_ids = block_copies + model.launches, eog_ids
+        self._executable = program.bind(self.launches, inputs.counts)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
         """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails.
 
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
-        size = self._inputs.upload(step.chunks, step.block_copies)
-        self._launches.run(size)
+        size = self.inputs.upload(step.chunks, step.block_copies)
+        self._executable.run(size)
         self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])
         return self._sampler.read()
 
     def close(self) -> None:
         """Waits for the device to be done."""
-        self._device.close()
+        self.device.close()
 
     def _row(self, chunk: ScheduledChunk) -> RowParams:
         request, sequence = chunk.sequence.request, chunk.sequence

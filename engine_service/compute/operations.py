@@ -15,10 +15,11 @@ import pyopencl as cl
 from engine_service.compute.device import Device
 from engine_service.compute.kernel_sources import Variant
 from engine_service.compute.kv_cache import KVCache
-from engine_service.compute.launches import Launch, Unit
+from engine_service.compute.launches import Argument, Launch, Unit
 from engine_service.compute.quant_layouts import ROWS
 from engine_service.compute.step_inputs import LOGIT_COUNT, TILE_ROWS, TOKEN_COUNT, StepInputs
 from engine_service.compute.weights import Matrix
+from engine_service.compute.work import attention_work, matmul_work, row_work
 
 _GROUP = 32  # elements that share an activation scale: docs/numerics.md section 2
 _SWIGLU_CHUNK = 1024
@@ -86,7 +87,8 @@ class Operations:
         """out[row] = embedding[token_ids[row]]."""
         variant = Variant.of("gather", "gather_rows", **embedding.layout.defines)
         arguments = embedding.buffer, self._inputs.token_ids, out, np.int32(embedding.cols)
-        return [Launch(variant, arguments, Unit.TOKEN)]
+        work = row_work(embedding.buffer.size // embedding.rows + 4 * embedding.cols)
+        return [Launch(variant, arguments, Unit.TOKEN, work=work)]
 
     def rms_norm(
         self, x: cl.Buffer, weight: cl.Buffer, eps: float, out: Activations, *, only_logit_rows: bool = False
@@ -99,7 +101,9 @@ class Operations:
         launches: list[Launch] = []
         for form, form_defines in _forms(out):
             variant = Variant.of("rms_norm", "rms_norm", **defines, **form_defines)
-            launches.append(Launch(variant, (*inputs, *form, *size), unit, is_beside=bool(launches)))
+            nbytes = 4 * out.width + _form_bytes(out.width, form)
+            work = row_work(nbytes, 4 * out.width, only_logit_rows=only_logit_rows)
+            launches.append(Launch(variant, (*inputs, *form, *size), unit, is_beside=bool(launches), work=work))
         return launches
 
     def quantize(self, x: Activations) -> list[Launch]:
@@ -108,7 +112,8 @@ class Operations:
             return []
         assert x.values is not None, "there is nothing to quantise"
         arguments = x.values, *x.quantised, np.int32(x.width)
-        return [Launch(Variant.of("quantize", "quantize_rows"), arguments, Unit.TOKEN)]
+        work = row_work(4 * x.width + _form_bytes(x.width, x.quantised), 2 * x.width)
+        return [Launch(Variant.of("quantize", "quantize_rows"), arguments, Unit.TOKEN, work=work)]
 
     def matmul(
         self,
@@ -136,7 +141,9 @@ class Operations:
         biases = () if bias is None else (bias,)
         arguments = matrix.buffer, *inputs, *biases, y, self._inputs.counts, *map(np.int32, sizes)
         variant = Variant.of(source, source, **defines)
-        return [Launch(variant, arguments, Unit.STEP, self._matmul_items(matrix.rows), is_beside)]
+        name = f"matmul {matrix.layout.name} {matrix.rows} × {matrix.cols}"
+        work = matmul_work(matrix.buffer.size, matrix.rows, matrix.cols, only_logit_rows=only_logit_rows)
+        return [Launch(variant, arguments, Unit.STEP, self._matmul_items(matrix.rows), is_beside, name, work)]
 
     def _matmul_items(self, num_rows: int) -> int:
         """Kernels share their rows out among any number of items: few are faster, but all threads need some."""
@@ -170,7 +177,10 @@ class Operations:
         pages = cache.keys[layer], cache.values[layer]
         inputs = self._inputs
         arguments = qkv, inputs.positions, inputs.slot_mapping, rotary_table, *pages
-        return [Launch(variant, arguments, Unit.TOKEN)]
+        written = 4 * shape.num_heads * shape.head_dim + 2 * shape.num_kv_heads * cache.shape.head_bytes
+        num_rotated = (shape.num_heads + shape.num_kv_heads) * shape.rope_dim
+        work = row_work(4 * shape.qkv_width + written, 3 * num_rotated)  # 4 products and 2 sums turn a pair
+        return [Launch(variant, arguments, Unit.TOKEN, work=work)]
 
     def attention(
         self, qkv: cl.Buffer, cache: KVCache, layer: int, out: cl.Buffer, shape: AttentionShape
@@ -181,7 +191,9 @@ class Operations:
         sizes = np.int32(inputs.limits.max_blocks_per_seq), np.float32(shape.head_dim**-0.5)
         pages = cache.keys[layer], cache.values[layer]
         arguments = qkv, *pages, inputs.positions, inputs.block_tables, inputs.tiles, out, *sizes
-        return [Launch(variant, arguments, Unit.TILE, shape.num_kv_heads)]
+        context_bytes = 2 * shape.num_kv_heads * cache.shape.head_bytes
+        work = attention_work(shape.num_heads, shape.head_dim, context_bytes=context_bytes)
+        return [Launch(variant, arguments, Unit.TILE, shape.num_kv_heads, work=work)]
 
     def swiglu(self, gate_up: cl.Buffer, out: Activations) -> list[Launch]:
         """out = silu(gate) × up."""
@@ -189,9 +201,15 @@ class Operations:
         launches: list[Launch] = []
         for form, defines in _forms(out):
             variant = Variant.of("swiglu", "swiglu", CHUNK=_SWIGLU_CHUNK, **defines)
-            width = np.int32(out.width)
-            launches.append(Launch(variant, (gate_up, *form, width), Unit.TOKEN, chunks, is_beside=bool(launches)))
+            arguments: tuple[Argument, ...] = (gate_up, *form, np.int32(out.width))
+            work = row_work(8 * out.width + _form_bytes(out.width, form))
+            launches.append(Launch(variant, arguments, Unit.TOKEN, chunks, is_beside=bool(launches), work=work))
         return launches
+
+
+def _form_bytes(width: int, form: tuple[cl.Buffer, ...]) -> int:
+    """Bytes of a row in a form of `_forms`: f32, or codes with a scale and two sums per group."""
+    return 4 * width if len(form) == 1 else -(-width // _GROUP) * (_GROUP + 8)
 
 
 def _forms(out: Activations) -> Iterator[tuple[tuple[cl.Buffer, ...], dict[str, int]]]:
