@@ -1,4 +1,4 @@
-"""What the bench, and the process that it measures our engine in, can be told."""
+"""What the benches can be told."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from engine_service.bench.config import PAIRS, QUICK_PAIRS
 from service_common.options import option
-
-PAIRS, QUICK_PAIRS = 5, 3
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,9 @@ class BenchConfig:
 
     model: Path | None = option(None, "Measure this GGUF file; default: the models of the bench", metavar="FILE")
     pairs: int | None = option(None, f"Pairs of measurements; default: {PAIRS}, {QUICK_PAIRS} if quick", minimum=3)
-    quick: bool = option(False, "Leave out the decode of 8 sequences")
+    quick: bool = option(False, "Measure prefill and the decode of one sequence alone")
     peer: bool = option(True, "Measure llama.cpp too, which is built first if need be")
+    profile: bool = option(False, "Time each kernel, too, and hold it against what the machine can do")
     threads: int | None = option(None, "CPU threads of either side; default: all that are usable", minimum=1)
     json: Path | None = option(
         None, "Where results go, with a page of tables beside it; default: benchmarks/results.json", metavar="FILE"
@@ -32,6 +32,8 @@ class PartName(StrEnum):
     STALL = "stall"
     OVERLOAD = "overload"
     SCHEDULER = "scheduler"
+    START = "start"
+    SDK = "sdk"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ class ServingConfig:
 
 
 @dataclass(frozen=True)
-class OursConfig:
-    """Options of `python -m benchmarks.ours`, which the bench starts."""
+class AgainstConfig:
+    """Options of `python -m benchmarks.serve_against`."""
 
-    model: Path = option(help="The GGUF file to measure", metavar="FILE")
-    threads: int = option(help="CPU threads", minimum=1)
-    context_length: int = option(help="Longest sequence", unit="tokens", minimum=1)
-    max_num_seqs: int = option(help="Sequences that are live at once", minimum=1)
+    model: Path | None = option(None, "Serve this GGUF file; default: the models of the bench", metavar="FILE")
+    pairs: int = option(PAIRS, "Pairs of measurements", minimum=1)
+    streams: int = option(16, "Requests at once", minimum=1)
+    requests: int = option(32, "Requests of one measurement", minimum=1)
+    prompt_words: int = option(96, "Length of a prompt", unit="words", minimum=1)
+    max_tokens: int = option(48, "Length of an answer", unit="tokens", minimum=1)
+    threads: int | None = option(None, "CPU threads of either server; default: all that are usable", minimum=1)
+    json: Path | None = option(
+        None, "Where results go, with a page beside it; default: benchmarks/results.against.json", metavar="FILE"
+    )

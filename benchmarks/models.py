@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.protocol import ROOT, BenchError
+from engine_service.bench.machine import ROOT
+from engine_service.bench.protocol import BenchError
 
 FOLDER = ROOT / "build" / "models"
 VARIABLE = "CLFORGE_TEST_DATA"
 _VOCABULARIES = {"tinyllama-1.1b": "ggml-vocab-llama-spm.gguf", "qwen2.5-0.5b": "ggml-vocab-qwen2.gguf"}
 _K_QUANTS = {"Q4_K_M"}
+_QUANTS = ("Q8_0", "Q4_0", "Q4_K_M")
 
 
 class BenchModel(NamedTuple):
@@ -37,7 +39,7 @@ class BenchModel(NamedTuple):
         return self.quant in _K_QUANTS
 
 
-MODELS = tuple(BenchModel(shape, quant) for shape in _VOCABULARIES for quant in ("Q8_0", "Q4_K_M"))
+MODELS = tuple(BenchModel(shape, quant) for shape in _VOCABULARIES for quant in _QUANTS)
 
 
 def find_shared_data() -> Path:

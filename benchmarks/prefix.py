@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.protocol import BenchError
 from benchmarks.server import Server
 from clforge import Client, Finished
+from engine_service.bench.protocol import BenchError
 
 MILLISECOND = 1e-3
 

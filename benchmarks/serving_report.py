@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.figures import markdown_table, rounded
 from benchmarks.parts import Limit
+from benchmarks.report import markdown_table
+from engine_service.bench.figures import rounded
 
 Results = Mapping[str, Mapping[str, Any]]
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from benchmarks.figures import percentile
-from benchmarks.protocol import BenchError
+from benchmarks.report import percentile
 from benchmarks.server import Server
 from clforge.v1.engine_pb2 import EngineServiceGetModelInfoRequest, GenerateTokensRequest, TokenSubmit
 from clforge.v1.engine_pb2_grpc import EngineServiceStub
 from clforge.v1.generation_pb2 import GenerationParams, ModelInfo, SamplingParams, StopParams, Update
+from engine_service.bench.protocol import BenchError
 
 MILLISECOND = 1e-3
 

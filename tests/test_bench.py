@@ -12,12 +12,27 @@ from typing import Any
 
 import pytest
 
-from benchmarks import workloads
-from benchmarks.figures import Figure, figure_rows, markdown, size_rows
 from benchmarks.models import BenchModel, find_shared_data, make_model
-from benchmarks.peer import VARIABLE
-from benchmarks.protocol import ROOT, BenchError, Side, SideProcess, Timed
-from benchmarks.workloads import DECODE_8, NUM_WARM_UPS, PREFILL, PROMPT_LEN, measure, random_prompts
+from benchmarks.plots import plot_ratios
+from benchmarks.report import markdown
+from engine_service.bench import workloads
+from engine_service.bench.config import PEER_VARIABLE
+from engine_service.bench.figures import Figure, bandwidth_rows, figure_rows, profile_rows, size_rows
+from engine_service.bench.machine import ROOT
+from engine_service.bench.peer import check_peer, peer_build, peer_command
+from engine_service.bench.protocol import BenchError, Side, SideProcess, Timed
+from engine_service.bench.workloads import (
+    CHUNK_GROWTH,
+    DECODE_1,
+    DECODE_8,
+    NUM_WARM_UPS,
+    PREFILL,
+    PROMPT_LEN,
+    Growth,
+    Workload,
+    measure,
+    random_prompts,
+)
 from tests.gguf_builder import tiny_llama
 
 _ANSWERS = """
@@ -71,6 +86,28 @@ class RecordingSide:
         self.log.append((self.name, f"decode {group}"))
         return Timed(num_steps, float(len(self.log)))
 
+    def copy(self) -> Timed:
+        """A hundred bytes in one second."""
+        self.log.append((self.name, "copy"))
+        return Timed(100, 1.0)
+
+    def profile(self, name: str, num_seqs: int, prompt_len: int, num_steps: int) -> dict[str, Any]:
+        """Nothing."""
+        raise NotImplementedError
+
+
+class Silence:
+    """A Listener that counts turns."""
+
+    num_turns = 0
+
+    def say(self, text: str) -> None:
+        """Says nothing."""
+
+    def advance(self) -> None:
+        """Counts."""
+        self.num_turns += 1
+
 
 @pytest.fixture(autouse=True)
 def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +134,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def run(sides: dict[str, Side], workload: Workload | Growth, listener: Silence | None = None) -> Figure:
+    """Three pairs of a workload."""
+    own = sides["ours"]
+    assert isinstance(own, RecordingSide)
+    return measure(sides, own, workload, 3, random_prompts(302, seed=1), listener or Silence())
+
+
 def results(figure: Figure, *, with_peer: bool = True) -> dict[str, Any]:
     """Results of one model with one workload."""
     peer = {"version": "llama-cpp-python 1", "system_info": "AVX2 = 1", "command": "python -m x", "load_seconds": 1.0}
@@ -106,7 +150,7 @@ def results(figure: Figure, *, with_peer: bool = True) -> dict[str, Any]:
         "tiny": {
             "decode_1": figure.to_json(),
             "machine": machine,
-            "engine": {**engine, "file_bytes": 1_000_000, "device_bytes": 1_030_000},
+            "engine": {**engine, "tensor_bytes": 1_000_000, "device_bytes": 1_030_000},
             "peer": peer if with_peer else None,
             "commit": "0123456789ab",
         }
@@ -128,40 +172,66 @@ def run_bench(*arguments: str, environment: dict[str, str] | None = None) -> sub
 
 def test_ratio_is_the_median_of_the_pairs_ratios() -> None:
     """A machine that slows down for two pairs changes the medians of the rates and not the ratio."""
-    entry = Figure(timed(20, 10, 40), timed(10, 5, 10)).to_json()
+    entry = Figure.of_rates(timed(20, 10, 40), timed(10, 5, 10)).to_json()
     assert (entry["ours"], entry["peer"], entry["ratio"], entry["ratio_spread"]) == (20.0, 10.0, 2.0, [2.0, 4.0])
     assert entry["ours_rates"] == [20.0, 10.0, 40.0]
 
 
 def test_without_a_peer_there_is_no_ratio() -> None:
     """Nothing stands in for what was not measured."""
-    entry = Figure(timed(3, 1, 2), []).to_json()
+    entry = Figure.of_rates(timed(3, 1, 2), []).to_json()
     assert entry["ours"] == 2.0
     assert entry["peer"] is entry["ratio"] is entry["ratio_spread"] is None
 
 
 def test_sides_take_turns_at_going_first(sides: dict[str, Side], log: list[tuple[str, str]]) -> None:
     """Every pair has both sides once, and whoever was second goes first in the next pair."""
-    figure = measure(sides, PREFILL, 3, random_prompts(302, seed=1), lambda text: None)
+    figure = run(sides, PREFILL)
     turns = [name for name, _ in log]
     assert turns == ["peer", "ours", "ours", "peer", "peer", "ours", "ours", "peer"]
-    assert figure.ours == figure.peer == timed(*[PROMPT_LEN] * 3)
+    assert figure.ours == figure.peer == [PROMPT_LEN] * 3
 
 
 def test_warm_up_does_not_count(sides: dict[str, Side], log: list[tuple[str, str]]) -> None:
     """There are as many rates as pairs, and they are the last ones."""
-    figure = measure({"ours": sides["ours"]}, DECODE_8, 3, random_prompts(302, seed=1), lambda text: None)
+    figure = run({"ours": sides["ours"]}, DECODE_8)
     assert len(log) == 1 + NUM_WARM_UPS + 3
-    assert figure.ours == [Timed(DECODE_8.num_steps, seconds) for seconds in (3.0, 4.0, 5.0)]
+    assert figure.ours == [DECODE_8.num_steps / seconds for seconds in (3.0, 4.0, 5.0)]
 
 
 def test_both_sides_get_the_same_distinct_prompts(sides: dict[str, Side]) -> None:
     """Eight sequences have eight prompts, which are random, of full length, and the same on both sides."""
-    measure(sides, DECODE_8, 3, random_prompts(302, seed=1), lambda text: None)
+    run(sides, DECODE_8)
     ours, peer = (side.prompts for side in sides.values() if isinstance(side, RecordingSide))
     assert ours == peer
     assert len({tuple(prompt_ids) for prompt_ids in ours}) == DECODE_8.num_seqs
     assert all(len(prompt_ids) == PROMPT_LEN and max(prompt_ids) < 302 for prompt_ids in ours)
+
+
+def test_one_sequence_is_measured_beside_copies(sides: dict[str, Side], log: list[tuple[str, str]]) -> None:
+    """Each pair of `decode_1` holds one copy of memory, which the decode's bytes are compared with."""
+    figure = run(sides, DECODE_1)
+    assert log.count(("ours", "copy")) == NUM_WARM_UPS + 3
+    bandwidth = figure._replace(ours=[10.0, 20.0, 40.0], copies=[100.0, 100.0, 400.0]).bandwidth(5, 4)
+    assert bandwidth == {
+        "file_bytes_per_s": 100.0,
+        "copied_bytes_per_s": 100.0,
+        "file_fraction": 0.5,
+        "read_fraction": 0.4,
+    }
+
+
+def test_growth_compares_a_prompts_last_chunk_with_its_first(sides: dict[str, Side]) -> None:
+    """Both sides compute the first chunk and then the whole of the same prompts, in each pair others."""
+    listener = Silence()
+    figure = run(sides, CHUNK_GROWTH, listener)
+    assert (figure.unit, listener.num_turns) == ("times", NUM_WARM_UPS + 3)
+    ours, peer = (side.prompts for side in sides.values() if isinstance(side, RecordingSide))
+    assert ours == peer
+    assert [len(prompt_ids) for prompt_ids in ours] == [PROMPT_LEN, CHUNK_GROWTH.prompt_len] * (NUM_WARM_UPS + 3)
+    assert all(whole[:PROMPT_LEN] == first for first, whole in zip(ours[::2], ours[1::2], strict=True))
+    taken = Figure.of_growth([(Timed(1, 2.0), Timed(1, 3.0))], [(Timed(1, 2.0), Timed(1, 6.0))]).to_json()
+    assert (taken["ours"], taken["peer"], taken["ratio"]) == (1.5, 3.0, 0.5)
 
 
 def test_results_have_the_shape_that_was_agreed(tmp_path: Path, model: Path) -> None:
@@ -170,8 +240,9 @@ def test_results_have_the_shape_that_was_agreed(tmp_path: Path, model: Path) -> 
     done = run_bench("--quick", "--no-peer", "--model", str(model), "--json", str(output))
     assert done.returncode == 0, done.stderr
     entry = json.loads(output.read_text(encoding="utf-8"))["tiny"]
-    assert entry.keys() == {"prefill_512", "decode_1", "machine", "engine", "peer", "commit"}
+    assert entry.keys() == {"prefill_512", "decode_1", "bandwidth", "machine", "engine", "peer", "commit"}
     assert entry["decode_1"].keys() == {
+        "unit",
         "ours",
         "peer",
         "ratio",
@@ -182,7 +253,7 @@ def test_results_have_the_shape_that_was_agreed(tmp_path: Path, model: Path) -> 
     }
     assert len(entry["prefill_512"]["ours_rates"]) == 3
     assert entry["peer"] is None
-    assert entry["engine"]["device_bytes"] <= 1.15 * entry["engine"]["file_bytes"]
+    assert entry["engine"]["device_bytes"] <= 1.15 * entry["engine"]["tensor_bytes"]
     assert "prefill_512" in done.stdout
     assert "pair 3 of 3" in done.stderr
     assert "| tiny | decode_1 |" in output.with_suffix(".md").read_text(encoding="utf-8")
@@ -191,30 +262,30 @@ def test_results_have_the_shape_that_was_agreed(tmp_path: Path, model: Path) -> 
 def test_our_engine_decodes_groups_of_sequences(model: Path) -> None:
     """Two groups live side by side; each measurement is of as many tokens as steps × sequences."""
     options = ["--model", str(model), "--threads", "1", "--context-length", "640", "--max-num-seqs", "5"]
+    options += ["--num-cached-tokens", "3200"]
     prompts = random_prompts(302, seed=2)
-    with SideProcess("ours", [sys.executable, "-m", "benchmarks.ours", *options]) as ours:
-        ours.start("one", [prompts()], max_len=530)
-        ours.start("three", [prompts() for _ in range(3)], max_len=530)
-        assert ours.prefill(prompts()).num_tokens == PROMPT_LEN
+    with SideProcess("ours", [sys.executable, "-m", "engine_service.bench.ours", *options]) as ours:
+        ours.start("one", [prompts(PROMPT_LEN)], max_len=530)
+        ours.start("three", [prompts(PROMPT_LEN) for _ in range(3)], max_len=530)
+        assert ours.prefill(prompts(PROMPT_LEN)).num_tokens == PROMPT_LEN
         assert [ours.decode("three", 2).num_tokens, ours.decode("one", 3).num_tokens] == [6, 3]
         with pytest.raises(BenchError, match=r"^ours: .*tokens were generated"):
             ours.decode("one", 100)
 
 
-@pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no Python with llama.cpp")
+@pytest.mark.skipif(PEER_VARIABLE not in os.environ, reason=f"{PEER_VARIABLE} names no Python with llama.cpp")
 def test_peer_decodes_groups_of_sequences(model: Path) -> None:
     """llama.cpp does the same workloads."""
     prompts = random_prompts(302, seed=2)
-    command = [os.environ[VARIABLE], "-m", "benchmarks.peer_speed", str(model), "1"]
-    with SideProcess("peer", command) as peer:
-        peer.start("three", [prompts() for _ in range(3)], max_len=530)
-        assert peer.prefill(prompts()).num_tokens == PROMPT_LEN
+    with SideProcess("peer", peer_command(Path(os.environ[PEER_VARIABLE]), model, 1)) as peer:
+        peer.start("three", [prompts(PROMPT_LEN) for _ in range(3)], max_len=530)
+        assert peer.prefill(prompts(PROMPT_LEN)).num_tokens == PROMPT_LEN
         assert [peer.decode("three", 2).num_tokens for _ in range(2)] == [6, 6]
 
 
 def test_report_shows_every_figure() -> None:
     """Tables and page hold rates, ratio, spread, and what the weights take on the device."""
-    document = results(Figure(timed(20, 30, 40), timed(10, 10, 10)))
+    document = results(Figure.of_rates(timed(20, 30, 40), timed(10, 10, 10)))
     assert figure_rows(document)[1] == ("tiny", "decode_1", "30", "10", "3.00", "2.00–4.00", "–")
     assert size_rows(document)[1] == ("tiny", "1,000,000", "1,030,000", "1.030", "2.0")
     page = markdown(document)
@@ -222,18 +293,58 @@ def test_report_shows_every_figure() -> None:
         assert fact in page
 
 
+def test_profile_shows_what_was_counted() -> None:
+    """Rates and fractions of the machine's limits stand beside times; what was not counted is a gap."""
+    matmul = {"kernel": "matmul", "launches": 29.0, "ms": 3.0, "gb_per_s": 20.0, "of_copy": 0.8}
+    other = {"kernel": "norm", "launches": 1.0, "ms": 1.0, "gb_per_s": None, "of_copy": None}
+    none = {"gop_per_s": None, "of_multiply_add": None}
+    rows = profile_rows(
+        {"sum_ms": 4.0, "kernels": [{**matmul, "gop_per_s": 100.0, "of_multiply_add": 0.5}, other | none]}
+    )
+    assert rows[1:] == [
+        ("matmul", "29", "3", "75%", "20", "80%", "100", "50%"),
+        ("norm", "1", "1", "25%", "–", "–", "–", "–"),
+    ]
+
+
+def test_report_shows_bandwidth_beside_copies() -> None:
+    """The file's bytes per second, and what fraction of a copy's they are."""
+    rates = {"file_bytes_per_s": 25e9, "copied_bytes_per_s": 30e9, "file_fraction": 0.83, "read_fraction": 0.8}
+    rows = bandwidth_rows({"tiny": {"bandwidth": rates}, "other": {}})
+    assert rows[1:] == [("tiny", "25.0", "30.0", "0.83", "0.80")]
+
+
+def test_a_peer_without_its_facts_ends_the_bench() -> None:
+    """No version, no instruction sets, no command line: no ratio; nor where the build lacks what the machine has."""
+    peer = {"version": "llama-cpp-python 1", "system_info": "AVX2 = 1 | REPACK = 1 |", "command": "python x"}
+    check_peer(peer, ["avx2"])
+    for name in peer:
+        with pytest.raises(BenchError, match=f"no {name}"):
+            check_peer({**peer, name: ""}, ["avx2"])
+    portable = {**peer, "system_info": "SSE3 = 1 | REPACK = 1 |"}
+    check_peer(portable, [])
+    with pytest.raises(BenchError, match=r"without AVX2 .*--no-binary"):
+        check_peer(portable, ["avx2"])
+
+
+def test_a_python_without_the_peer_names_the_remedy() -> None:
+    """Whoever has no llama.cpp is told how to get it, and how to name another Python."""
+    with pytest.raises(BenchError, match=rf"has no llama.cpp .*--no-binary.*{PEER_VARIABLE}"):
+        peer_build(Path("/nowhere/python"))
+
+
 def test_report_without_a_peer_has_gaps() -> None:
     """What was not measured is shown as such."""
-    document = results(Figure(timed(1500), []), with_peer=False)
+    document = results(Figure.of_rates(timed(1500), []), with_peer=False)
     assert figure_rows(document)[1] == ("tiny", "decode_1", "1,500", "–", "–", "–", "–")
     assert "peer:" not in markdown(document)
 
 
 def test_disturbed_figures_are_marked() -> None:
     """One measurement that other work disturbed marks the whole figure."""
-    document = results(Figure(timed(20, 20), [Timed(10, 1.0, 0.02), Timed(2, 1.0, 0.8)]))
+    document = results(Figure.of_rates(timed(20, 20), [Timed(10, 1.0, 0.02), Timed(2, 1.0, 0.8)]))
     assert figure_rows(document)[1][-1] == "0.80 !"
-    assert figure_rows(results(Figure([Timed(10, 1.0, 0.02)], [])))[1][-1] == "0.02"
+    assert figure_rows(results(Figure.of_rates([Timed(10, 1.0, 0.02)], [])))[1][-1] == "0.02"
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not tell how long threads wait")
@@ -307,11 +418,24 @@ def test_missing_test_data_names_the_remedy(tmp_path: Path, monkeypatch: pytest.
         find_shared_data()
 
 
+def test_picture_needs_ratios(tmp_path: Path) -> None:
+    """Where nothing was compared there is nothing to draw."""
+    assert not plot_ratios(results(Figure.of_rates(timed(20), []), with_peer=False), tmp_path / "ratios.svg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_picture_shows_every_rate(tmp_path: Path) -> None:
+    """A bar per model and workload."""
+    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    assert plot_ratios(results(Figure.of_rates(timed(20, 30), timed(10, 10))), picture := tmp_path / "ratios.svg")
+    assert "<svg" in picture.read_text(encoding="utf-8")
+
+
 def test_users_mistakes_are_one_line(tmp_path: Path) -> None:
     """A missing file, and a peer that is none, end the bench with exit code 2 and no traceback."""
     missing = run_bench("--no-peer", "--model", str(tmp_path / "missing.gguf"), "--json", str(tmp_path / "r.json"))
     not_python = tmp_path / "python"
-    no_peer = run_bench("--quick", "--json", str(tmp_path / "r.json"), environment={VARIABLE: str(not_python)})
+    no_peer = run_bench("--quick", "--json", str(tmp_path / "r.json"), environment={PEER_VARIABLE: str(not_python)})
     for done, words in ((missing, "missing.gguf"), (no_peer, "has no llama.cpp")):
         assert done.returncode == 2
         assert words in done.stderr.splitlines()[-1]

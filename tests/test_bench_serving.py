@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from benchmarks import overload, prefix, scheduler, stall
-from benchmarks.figures import percentile
-from benchmarks.machine import busy_seconds
 from benchmarks.parts import Limit
-from benchmarks.protocol import ROOT, BenchError
+from benchmarks.report import percentile
 from benchmarks.serving_report import is_disturbed, markdown, summarised, table_rows
 from benchmarks.stall import Window
+from engine_service.bench.machine import ROOT, busy_seconds
+from engine_service.bench.protocol import BenchError
 from tests.gguf_builder import tiny_llama
 
 _LIMITS = {"p99_ms": Limit(50.0), "speedup": Limit(20.0, is_floor=True)}

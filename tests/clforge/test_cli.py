@@ -102,7 +102,7 @@ def test_help_names_every_command_and_the_exit_codes(
     """Help and version are results: standard output, exit code 0."""
     ended = clforge(capfd, monkeypatch, "--help")
     assert ended.code == 0
-    commands = ("serve", "engine", "tokenizer", "generate", "inspect", "devices", "doctor")
+    commands = ("serve", "engine", "tokenizer", "generate", "inspect", "devices", "doctor", "bench")
     assert all(f"  {name} " in ended.out for name in commands)
     assert "130 interrupted" in ended.out
     assert clforge(capfd, monkeypatch, "--version").out.startswith("clforge ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_the_wheel_serves_and_answers_without_a_model_being_named(wheel: Path, t
             server.terminate()
         assert server.wait(60) == 0
     assert (answer, error) == ("4, 9, 17, 22.", "")
+
+
+def test_the_wheel_measures_its_model(wheel: Path, tmp_path: Path) -> None:
+    """Kernels and processes of the bench are inside too; no tree, no commit."""
+    subprocess.run([*_PIP, "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True)
+    output = tmp_path / "bench.json"
+    with start(tmp_path, "bench", "--pairs", "1", "--json", str(output)) as measuring:
+        _, error = measuring.communicate(timeout=240)
+    assert measuring.returncode == 0, error
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert results["decode_32"]["ours"] > 0
+    assert results["commit"] is None
 
 
 def test_the_wheel_holds_the_model_and_nothing_of_its_making(wheel: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peer import peer_python, peer_version
+from benchmarks.llama_cpp import peer_python
+from engine_service.bench.peer import peer_build
 from engine_service.bundled import BUNDLED_MODEL
 from tests.conftest import find_shared_data
 from tests.models_train.bundled import MAX_TOKENS, greedy_ids, rendered
@@ -58,7 +59,7 @@ def _compare(peer: list[dict[str, Any]], prompts: list[list[int]], answers: list
 def _write(peer: list[dict[str, Any]], llama_cpp_distance: float) -> None:
     kept = [{"prompt_sha256": ids_sha256(each["prompt_ids"]), "answer_ids": each["answer_ids"]} for each in peer]
     document = {
-        "llama_cpp": peer_version(),
+        "llama_cpp": peer_build(peer_python()),
         "sha256": file_sha256(BUNDLED_MODEL),
         "llama_cpp_distance": llama_cpp_distance,
         "answers": kept,

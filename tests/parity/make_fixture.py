@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peer import peer_python, peer_version
+from benchmarks.llama_cpp import peer_python
+from engine_service.bench.peer import peer_build
 from tests.conftest import find_shared_data
 from tests.in_process import logits
 from tests.parity.cases import CASES, FIXTURE, TOKEN_IDS, Case, make_model
@@ -37,7 +38,7 @@ def main() -> None:
             )
             record[case.name] = {"sha256": file_sha256(path), "llama_cpp_distance": theirs}
             _keep(case, path)
-    document = {"llama_cpp": peer_version(), "token_ids": TOKEN_IDS, "cases": record}
+    document = {"llama_cpp": peer_build(peer_python()), "token_ids": TOKEN_IDS, "cases": record}
     (FIXTURE / "fixture.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Never, cast
 import typer
 
 from clforge.cli import exit_codes
-from clforge.cli.config import ServeConfig
+from clforge.cli.config import BenchPeer, ServeConfig
 from clforge.client import DEFAULT_TARGET
 from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
@@ -202,6 +202,28 @@ def doctor(
     from clforge.cli import machine
 
     sys.exit(machine.doctor(device, cache_dir, as_json=as_json))
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path, typer.Argument(help="A GGUF file; default: the bundled clforge-tiny", metavar="FILE", show_default=False)
+    ] = BUNDLED_MODEL,
+    against: Annotated[
+        BenchPeer | None,
+        typer.Option(help="Measure this, too, in turns; LLAMA_CPP_PYTHON names a Python that has llama-cpp-python"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write results there", metavar="FILE")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time each kernel, too, and hold it against what the machine can do")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: the quota", min=1)] = None,
+    pairs: Annotated[int | None, typer.Option(help="Measurements of each workload; default: 5", min=1)] = None,
+) -> None:
+    """Measure tokens per second: prefill, and decode of 1, 8 and 32 sequences. Progress goes to standard error."""
+    from clforge.cli.bench import BenchOptions, run
+
+    sys.exit(run(model, BenchOptions(against, output, profile, threads, pairs)))
 
 
 def _become(module: str, arguments: list[str]) -> Never:

@@ -2,7 +2,7 @@
 
 Runs in the peer's own Python, which has none of our dependencies: what is imported here needs the standard library.
 
-usage: python -m benchmarks.peer_speed MODEL.gguf THREADS
+usage: python -m engine_service.bench.peer_speed MODEL.gguf THREADS
 
 All that a user of llama.cpp could choose is left at its default (n_ubatch 512, f16 KV cache, flash attention where it
 deems it right) but the number of threads and the size of the context. Only llama_decode and the wait for its end are
@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 
 import llama_cpp as lc  # type: ignore[import-not-found]
 
-from benchmarks.protocol import BenchError, Timed, serve, tell
+from engine_service.bench.protocol import CHUNK_LEN, BenchError, Timed, serve, tell
 
-_MAX_BATCH = 512
 _silence = lc.llama_log_callback(lambda *message: None)
 
 
@@ -44,14 +43,14 @@ class Context:
         self._context = lc.llama_init_from_model(model, params)
         if not self._context:
             raise BenchError(f"llama.cpp made no context of {num_seqs} sequences of {max_len} tokens")
-        self._batch = lc.llama_batch_init(_MAX_BATCH, 0, 1)
+        self._batch = lc.llama_batch_init(CHUNK_LEN, 0, 1)
 
     def clear(self) -> None:
         """Empties the KV cache."""
         lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
 
     def decode(self, rows: Sequence[Row], *, logits_of_all: bool) -> float:
-        """Computes rows, at most _MAX_BATCH; logits of all, or of the last alone. Returns seconds."""
+        """Computes rows, at most CHUNK_LEN; logits of all, or of the last alone. Returns seconds."""
         batch, last = self._batch, len(rows) - 1
         batch.n_tokens = len(rows)
         for index, row in enumerate(rows):
@@ -66,11 +65,12 @@ class Context:
             raise BenchError(f"llama_decode returned {code} for {len(rows)} tokens")
         return seconds
 
-    def prefill(self, prompt_ids: Sequence[int], seq_id: int) -> float:
-        """Computes a prompt from position 0 on, in batches of _MAX_BATCH. Returns seconds."""
+    def prefill(self, prompt_ids: Sequence[int], seq_id: int) -> Timed:
+        """Computes a prompt from position 0 on, in batches of CHUNK_LEN. Tells of the last one."""
         rows = [Row(token_id, position, seq_id) for position, token_id in enumerate(prompt_ids)]
-        batches = [rows[start : start + _MAX_BATCH] for start in range(0, len(rows), _MAX_BATCH)]
-        return sum(self.decode(batch, logits_of_all=False) for batch in batches)
+        batches = [rows[start : start + CHUNK_LEN] for start in range(0, len(rows), CHUNK_LEN)]
+        seconds = [self.decode(batch, logits_of_all=False) for batch in batches]
+        return Timed(len(batches[-1]), seconds[-1])
 
 
 @dataclass
@@ -83,19 +83,20 @@ class Group:
 
 
 class Peer:
-    """A Side: one model, with a context for prefill and one for each group, as if each were all there is to do."""
+    """A Side: one model, with a context per length of prompt and one per group, as if each were all there is to do."""
 
     def __init__(self, model: Any, threads: int) -> None:
         self._model, self._threads = model, threads
-        self._prefill_context: Context | None = None
+        self._prefill_contexts: dict[int, Context] = {}
         self._groups: dict[str, Group] = {}
 
     def prefill(self, prompt_ids: Sequence[int]) -> Timed:
         """As Side.prefill."""
-        if self._prefill_context is None:
-            self._prefill_context = Context(self._model, 1, len(prompt_ids), self._threads)
-        self._prefill_context.clear()
-        return Timed(len(prompt_ids), self._prefill_context.prefill(prompt_ids, 0))
+        if (context := self._prefill_contexts.get(len(prompt_ids))) is None:
+            context = Context(self._model, 1, len(prompt_ids), self._threads)
+            self._prefill_contexts[len(prompt_ids)] = context
+        context.clear()
+        return context.prefill(prompt_ids, 0)
 
     def start(self, group: str, prompts: Sequence[Sequence[int]], max_len: int) -> None:
         """As Side.start."""

@@ -4,7 +4,7 @@ A child first says {"progress": fraction} any number of times and {"ready": fact
 {"operation": name, "arguments": {…}} of the bench by {"result": …} or {"error": message}. It works at no other time, so
 that the bench decides whose turn on the CPU it is, and ends when its standard input does.
 
-Both ends of the pipe have the same three operations: those of `Side`.
+Both ends of the pipe have the same operations: those of `Side`, and of our own engine those of `OwnSide` too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from service_common.errors import ClforgeError, StartupError
 
-ROOT = Path(__file__).parent.parent
-_OPERATIONS = ("prefill", "start", "decode")
+CHUNK_LEN = 512  # tokens of a prompt that either side computes at once
+_OPERATIONS = ("prefill", "start", "decode", "copy", "profile")
 _SECONDS_TO_END = 10.0
 
 
@@ -29,7 +30,7 @@ class BenchError(StartupError):
 
 
 class Timed(NamedTuple):
-    """So many tokens took so long.
+    """So many tokens (of a copy: bytes) took so long.
 
     `disturbance` is how many CPUs its threads lacked meanwhile, on average: the time for which they could have run and
     had to wait, by the time that passed. None where the system does not tell.
@@ -41,7 +42,7 @@ class Timed(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Tokens per second."""
+        """Tokens, or bytes, per second."""
         return self.num_tokens / self.seconds
 
 
@@ -49,7 +50,10 @@ class Side(Protocol):
     """What is measured: our engine, or the peer."""
 
     def prefill(self, prompt_ids: Sequence[int]) -> Timed:
-        """Computes a prompt and the logits of its last token, starting from an empty cache."""
+        """Computes a prompt and the logits of its last token, from an empty cache, in chunks of CHUNK_LEN tokens.
+
+        What counts is the last chunk: for a prompt of at most CHUNK_LEN tokens, all of it.
+        """
 
     def start(self, group: str, prompts: Sequence[Sequence[int]], max_len: int) -> None:
         """Computes the prompts of a new group of sequences, each of which can grow to `max_len` tokens."""
@@ -58,8 +62,18 @@ class Side(Protocol):
         """Lets all sequences of a group grow, together, by `num_steps` tokens each."""
 
 
+class OwnSide(Side, Protocol):
+    """Our engine, which also tells what the machine can do and where the time goes."""
+
+    def copy(self) -> Timed:
+        """Copies memory on the device: bytes read and bytes written, both counted."""
+
+    def profile(self, name: str, num_seqs: int, prompt_len: int, num_steps: int) -> dict[str, Any]:
+        """Where the time of a workload's steps goes: `profile.Profile.to_json`."""
+
+
 class SideProcess:
-    """A Side in a child process. Use it as a context manager: the child ends with the block."""
+    """An OwnSide, or only a Side, in a child process. Use it as a context manager: the child ends with the block."""
 
     def __init__(
         self,
@@ -76,7 +90,6 @@ class SideProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
             env=environment,
             start_new_session=True,
         )
@@ -100,6 +113,16 @@ class SideProcess:
         """As Side.decode."""
         return self._timed("decode", group=group, num_steps=num_steps)
 
+    def copy(self) -> Timed:
+        """As OwnSide.copy."""
+        return self._timed("copy")
+
+    def profile(self, name: str, num_seqs: int, prompt_len: int, num_steps: int) -> dict[str, Any]:
+        """As OwnSide.profile."""
+        workload = {"name": name, "num_seqs": num_seqs, "prompt_len": prompt_len, "num_steps": num_steps}
+        profile: dict[str, Any] = self._ask("profile", **workload)
+        return profile
+
     def close(self) -> None:
         """Ends the child and waits for it."""
         assert self._process.stdin is not None
@@ -121,12 +144,12 @@ class SideProcess:
         self.close()
 
     def _timed(self, operation: str, **arguments: Any) -> Timed:
-        before = _waited_seconds(self._process.pid)
+        before, started = _waited_seconds(self._process.pid), time.perf_counter()
         timed = Timed(*self._ask(operation, **arguments))
-        after = _waited_seconds(self._process.pid)
+        after, seconds = _waited_seconds(self._process.pid), time.perf_counter() - started
         if before is None or after is None:
             return timed
-        return timed._replace(disturbance=(after - before) / timed.seconds)
+        return timed._replace(disturbance=(after - before) / seconds)
 
     def _ask(self, operation: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None

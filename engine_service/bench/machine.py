@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocol import ROOT
-
+ROOT = Path(__file__).parents[2]  # the tree or, installed, the folder that the packages lie in
 _BUSY = 0.5  # CPUs' worth of other work that makes figures doubtful
 
 
@@ -48,7 +47,13 @@ def busy_seconds() -> float:
 
 
 def commit(outputs: tuple[Path, ...]) -> str | None:
-    """The commit that was measured, with `-dirty` where anything but `outputs` differs from it; None without git."""
+    """The commit that was measured, with `-dirty` where anything but `outputs` differs from it; None outside a tree.
+
+    An installed package may lie in some other project's tree, whose commit says nothing.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top) != ROOT.resolve():
+        return None
     exclude = [f":(exclude){path.resolve()}" for path in outputs if path.resolve().is_relative_to(ROOT)]
     head = _git("rev-parse", "--short=12", "HEAD")
     changes = _git("status", "--porcelain", "--", str(ROOT), *exclude)
