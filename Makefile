@@ -59,8 +59,10 @@ format: setup ## Format the code, and mend what the linter can mend
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup ## Measure tokens/s beside llama.cpp's (builds it once, ten minutes), then how many are served at once
+bench: setup ## Measure tokens/s beside llama.cpp's (builds it once, twenty minutes), then how many are served at once
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks.bench
+	@$(BIN)/python -m benchmarks.serve_against
 	@$(BIN)/python -m benchmarks.serving
 
 .PHONY: identity

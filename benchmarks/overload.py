@@ -13,29 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.figures import percentile
-from benchmarks.protocol import BenchError
+from benchmarks.report import percentile
 from benchmarks.server import PROCESSES, Server
+from benchmarks.streams import random_text
 from clforge import Client, OverloadedError
+from engine_service.bench.protocol import BenchError
 
 MILLISECOND = 1e-3
 MEBIBYTE = 1 << 20
-_WORDS = (
-    "sun",
-    "rose",
-    "over",
-    "a",
-    "quiet",
-    "town",
-    "and",
-    "people",
-    "began",
-    "to",
-    "walk",
-    "along",
-    "narrow",
-    "streets",
-)
 
 
 class OverloadLoad(NamedTuple):
@@ -151,7 +136,7 @@ async def _attempt(client: Client, rng: random.Random, load: OverloadLoad, tally
 
 
 async def _request(client: Client, rng: random.Random, load: OverloadLoad) -> None:
-    prompt = " ".join(rng.choices(_WORDS, k=load.prompt_words))
+    prompt = random_text(rng, load.prompt_words)
     max_tokens = rng.randint(load.max_tokens // 2, load.max_tokens * 3 // 2)
     async for _ in client.generate(prompt, max_tokens=max_tokens, ignore_eos=True):
         pass

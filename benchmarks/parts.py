@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import overload, prefix, scheduler, stall
+from benchmarks import overload, prefix, scheduler, sdk, stall, start
 from benchmarks.config import PartName
 from benchmarks.models import BenchModel
-from benchmarks.protocol import ROOT
+from engine_service.bench.machine import ROOT
 
 _BUNDLED = ROOT / "models" / "clforge-tiny.gguf"
 
@@ -48,5 +48,15 @@ PARTS = {
     ),
     PartName.SCHEDULER: Part(
         lambda model, seed: scheduler.figures(scheduler.measure()), _BUNDLED, {"step_p50_us": Limit(500.0)}
+    ),
+    PartName.START: Part(
+        start.measure,
+        BenchModel("tinyllama-1.1b", "Q8_0"),
+        {"ready_beyond_read_s": Limit(2.0), "peak_share": Limit(1.0)},
+    ),
+    PartName.SDK: Part(
+        sdk.measure,
+        BenchModel("tinyllama-1.1b", "Q8_0"),
+        {"share_1": Limit(0.95, is_floor=True), "share_16": Limit(0.95, is_floor=True)},
     ),
 }

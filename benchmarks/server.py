@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from benchmarks.protocol import ROOT, BenchError
+from engine_service.bench.machine import ROOT
+from engine_service.bench.protocol import BenchError
 from service_common.options import child_environment
 
 PROCESSES = ("engine", "tokenizer")
@@ -50,13 +51,20 @@ class Server:
 
     def rss_bytes(self) -> dict[str, int]:
         """What each of PROCESSES that `clforge serve` started has resident now; pages of files do not count."""
-        sizes = {}
+        return {name: _resident_bytes(pid) for name, pid in self._pids().items()}
+
+    def peak_bytes(self) -> dict[str, int]:
+        """The most that each of PROCESSES ever had resident, less the pages of files that it has now."""
+        return {name: _peak_bytes(pid) for name, pid in self._pids().items()}
+
+    def _pids(self) -> dict[str, int]:
+        pids = {}
         for pid in _children(self._process.pid):
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             name = next((name for name in PROCESSES if f"{name}_service" in words), None)
             if name is not None:
-                sizes[name] = _resident_bytes(pid)
-        return sizes
+                pids[name] = pid
+        return pids
 
     def close(self) -> None:
         """Lets it drain and waits for its end."""
@@ -85,3 +93,12 @@ def _resident_bytes(pid: int) -> int:
     """Resident less shared pages (proc(5), statm): files' pages come and go with the page cache."""
     resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_bytes(pid: int) -> int:
+    """VmHWM less RssFile (proc(5), status)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    kibibytes = {
+        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
+    }
+    return (kibibytes["VmHWM"] - kibibytes["RssFile"]) << 10

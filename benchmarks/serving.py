@@ -1,4 +1,5 @@
-"""`make bench`, second half: prefix cache, long prompts beside running requests, overload, the scheduler's cost.
+"""`make bench`, second half: prefix cache, long prompts beside running requests, overload, the scheduler's cost, start
+and memory, what the SDK costs.
 
 usage: python -m benchmarks.serving [--only PART] [--rounds N] [--model FILE] [--json FILE]
 """
@@ -16,13 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench import find_peer
 from benchmarks.config import PartName, ServingConfig
-from benchmarks.machine import busy_seconds, commit, machine_facts
+from benchmarks.llama_cpp import peer_python
 from benchmarks.models import find_shared_data, make_model
 from benchmarks.parts import PARTS, Part
-from benchmarks.protocol import ROOT
 from benchmarks.serving_report import markdown, summarised, table_rows
+from engine_service.bench.machine import ROOT, busy_seconds, commit, machine_facts
 from service_common.options import command
 from service_common.resources import usable_cpus
 
@@ -70,7 +70,7 @@ class ServingBench:
             return self._config.model.absolute()
         if isinstance(part.model, Path):
             return part.model
-        return make_model(part.model, find_shared_data(), find_peer)
+        return make_model(part.model, find_shared_data(), peer_python)
 
 
 def _others_seconds() -> float:
