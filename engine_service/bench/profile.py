@@ -15,8 +15,8 @@ import pyopencl as cl
 from engine_service.bench.figures import rounded
 from engine_service.bench.limits import Limits
 from engine_service.compute.device import Device, device_errors
+from engine_service.compute.launches import Launch, bound_kernel
 from engine_service.compute.model_runner import ModelRunner
-from engine_service.compute.operations import Launch
 from engine_service.compute.step_inputs import StepSize
 from engine_service.compute.work import StepShape, Work
 from engine_service.scheduling.messages import ScheduledStep
@@ -83,6 +83,7 @@ class Profiler:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._queue = _timing_queue(runner.device)
+        self._kernels = [bound_kernel(runner.program.library, launch) for launch in runner.launches]
         self._step_seconds: list[float] = []
         self._launch_times: list[LaunchTime] = []
 
@@ -92,7 +93,8 @@ class Profiler:
         tokens = self._runner.run(step)
         self._step_seconds.append(time.perf_counter() - started)
         size = self._runner.inputs.upload(step.chunks, step.block_copies)
-        self._launch_times += time_launches(self._queue, self._runner.launches, size, StepShape.of(step.chunks))
+        kernels = zip(self._runner.launches, self._kernels, strict=True)
+        self._launch_times += time_launches(self._queue, kernels, size, StepShape.of(step.chunks))
         return tokens
 
     def close(self) -> None:
@@ -106,17 +108,18 @@ class Profiler:
 
 
 def time_launches(
-    queue: cl.CommandQueue, launches: Iterable[Launch], size: StepSize, shape: StepShape
+    queue: cl.CommandQueue, launches: Iterable[tuple[Launch, cl.Kernel]], size: StepSize, shape: StepShape
 ) -> list[LaunchTime]:
     """Runs launches one after the other on a queue that takes times, and waits for them."""
     timed = []
-    for launch in launches:
+    for launch, kernel in launches:
         if num_items := launch.num_items(size):
-            with device_errors("profile kernel", kernel=launch.name, items=num_items):
-                event = cl.enqueue_nd_range_kernel(queue, launch.kernel, (num_items,), (1,))
+            name = launch.name or launch.variant.kernel
+            with device_errors("profile kernel", kernel=name, items=num_items):
+                event = cl.enqueue_nd_range_kernel(queue, kernel, (num_items,), (1,))
                 event.wait()
             seconds = (event.profile.end - event.profile.start) * _NANOSECOND
-            timed.append(LaunchTime(launch.name, seconds, launch.work(shape)))
+            timed.append(LaunchTime(name, seconds, launch.work(shape)))
     return timed
 
 

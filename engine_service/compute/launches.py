@@ -43,6 +43,10 @@ class Launch(NamedTuple):
     name: str = ""
     work: WorkOf = no_work
 
+    def num_items(self, size: StepSize) -> int:
+        """Items of work in a step of some size."""
+        return size[self.unit] * self.factor
+
 
 class Executable(Protocol):
     """Launches, ready to be run in their order."""
@@ -91,7 +95,7 @@ class SeparateLaunches:
     def run(self, size: StepSize) -> None:
         """See Executable."""
         for launch, kernel in zip(self._launches, self._kernels, strict=True):
-            if num_items := size[launch.unit] * launch.factor:
+            if num_items := launch.num_items(size):
                 self._device.run(kernel, num_items)
 
 
