@@ -26,14 +26,14 @@ _MAY_IMPORT = {
 
 # The engine's modules from the RPCs down to the device; a module imports only from rows below its own.
 _ENGINE_ROWS = [
-    {"__main__", "host.doctor", "host.inspection", "compute.check_device"},
-    {"process"},
+    {"__main__", "host.doctor", "host.inspection", "compute.check_device", "bench.ours"},
+    {"process", "bench.profile"},
     {"server"},
     {"request_stream"},
     {"request_registry"},
     {"metrics"},
     {"engine_loop", "conversion"},
-    {"loader"},
+    {"loader", "bench.limits"},
     {"engine", "compute.self_test"},
     {"scheduling.scheduler", "compute.model_runner", "compute.self_test_cases"},
     {"scheduling.step_planner", "scheduling.admission"},
