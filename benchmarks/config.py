@@ -32,6 +32,7 @@ class PartName(StrEnum):
     STALL = "stall"
     OVERLOAD = "overload"
     SCHEDULER = "scheduler"
+    TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class ServingConfig:
 
 
 @dataclass(frozen=True)
+class StubConfig:
+    """Options of `python -m benchmarks.stub_engine`, which the bench starts."""
+
+    grpc: str = option(help="Address to listen on", metavar="ADDRESS")
+    model: Path = option(help="The GGUF file whose vocabulary it has", metavar="FILE")
+    step_seconds: float = option(0.0, "Length of a step; 0 is as short as can be", unit="seconds", minimum=0)
+
+
+@dataclass(frozen=True)
 class OursConfig:
     """Options of `python -m benchmarks.ours`, which the bench starts."""
 
@@ -54,3 +64,13 @@ class OursConfig:
     threads: int = option(help="CPU threads", minimum=1)
     context_length: int = option(help="Longest sequence", unit="tokens", minimum=1)
     max_num_seqs: int = option(help="Sequences that are live at once", minimum=1)
+
+
+@dataclass(frozen=True)
+class CancelledStreamsConfig:
+    """Options of `python -m benchmarks.cancelled_streams`."""
+
+    streams: int = option(100_000, "Streams to open and cancel", minimum=2)
+    warm_streams: int = option(10_000, "Memory is measured after so many, and again after as many more", minimum=1)
+    concurrency: int = option(16, "Streams that are open at a time", minimum=1)
+    model: Path | None = option(None, "Serve this GGUF file; default: the bundled model", metavar="FILE")

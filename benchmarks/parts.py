@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import overload, prefix, scheduler, stall
+from benchmarks import overload, prefix, scheduler, stall, tokenizer
 from benchmarks.config import PartName
 from benchmarks.models import BenchModel
 from benchmarks.protocol import ROOT
@@ -49,4 +49,5 @@ PARTS = {
     PartName.SCHEDULER: Part(
         lambda model, seed: scheduler.figures(scheduler.measure()), _BUNDLED, {"step_p50_us": Limit(500.0)}
     ),
+    PartName.TOKENIZER: Part(tokenizer.measure, _BUNDLED, {}),
 }

@@ -1,4 +1,4 @@
-"""`make bench`, second half: prefix cache, long prompts beside running requests, overload, the scheduler's cost.
+"""`make bench`, second half: prefix cache, long prompts beside running requests, overload, scheduler, tokenizer.
 
 usage: python -m benchmarks.serving [--only PART] [--rounds N] [--model FILE] [--json FILE]
 """
