@@ -34,6 +34,7 @@ class PartName(StrEnum):
     SCHEDULER = "scheduler"
     START = "start"
     SDK = "sdk"
+    TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,22 @@ class AgainstConfig:
     json: Path | None = option(
         None, "Where results go, with a page beside it; default: benchmarks/results.against.json", metavar="FILE"
     )
+
+
+@dataclass(frozen=True)
+class StubConfig:
+    """Options of `python -m benchmarks.stub_engine`, which the bench starts."""
+
+    grpc: str = option(help="Address to listen on", metavar="ADDRESS")
+    model: Path = option(help="The GGUF file whose vocabulary it has", metavar="FILE")
+    step_seconds: float = option(0.0, "Length of a step; 0 is as short as can be", unit="seconds", minimum=0)
+
+
+@dataclass(frozen=True)
+class CancelledStreamsConfig:
+    """Options of `python -m benchmarks.cancelled_streams`."""
+
+    streams: int = option(100_000, "Streams to open and cancel", minimum=2)
+    warm_streams: int = option(10_000, "Memory is measured after so many, and again after as many more", minimum=1)
+    concurrency: int = option(16, "Streams that are open at a time", minimum=1)
+    model: Path | None = option(None, "Serve this GGUF file; default: the bundled model", metavar="FILE")

@@ -16,17 +16,20 @@ from service_common.options import child_environment
 PROCESSES = ("engine", "tokenizer")
 _SERVE = ("-P", "-c", "from clforge.entry import main; main()", "serve", "--grpc=127.0.0.1:0")
 _ENGINE = ("-P", "-m", "engine_service", "--engine=127.0.0.1:0")
+_TOKENIZER = ("-P", "-m", "tokenizer_service")
+_STUB_ENGINE = ("-m", "benchmarks.stub_engine")
+_QUIET = "--log-level=warning"
 _SECONDS_TO_END = 60.0
 
 
 class Server:
     """A running server at `address`. Use it as a context manager: it drains and ends with the block."""
 
-    def __init__(self, command: Sequence[str], model: Path, options: Sequence[str]) -> None:
-        """Returns when it serves; BenchError where it does not get there. See `whole` and `engine`."""
+    def __init__(self, command: Sequence[str]) -> None:
+        """Returns when it serves; BenchError where it does not get there. See the class methods."""
         # In a session of its own Ctrl-C reaches the bench alone, which then ends the server.
         self._process = subprocess.Popen(
-            [sys.executable, *command, f"--model={model.absolute()}", "--log-level=warning", *options],
+            [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -42,12 +45,29 @@ class Server:
     @classmethod
     def whole(cls, model: Path, *options: str) -> Self:
         """`clforge serve`: both processes, text in and out."""
-        return cls(_SERVE, model, options)
+        return cls([*_SERVE, f"--model={model.absolute()}", _QUIET, *options])
 
     @classmethod
     def engine(cls, model: Path, *options: str) -> Self:
         """The engine service alone, token ids in and out: no token waits for the rest of its character."""
-        return cls(_ENGINE, model, options)
+        return cls([*_ENGINE, f"--model={model.absolute()}", _QUIET, *options])
+
+    @classmethod
+    def stub_engine(cls, address: str, model: Path, *, step_seconds: float = 0.0) -> Self:
+        """An engine at `address` that has ready-made tokens of the vocabulary of `model`; see stub_engine."""
+        return cls(
+            [*_STUB_ENGINE, f"--grpc={address}", f"--model={model.absolute()}", f"--step-seconds={step_seconds}"]
+        )
+
+    @classmethod
+    def tokenizer(cls, address: str, engine_address: str) -> Self:
+        """The tokenizer service alone at `address`, for the engine at another one."""
+        return cls([*_TOKENIZER, f"--grpc={address}", f"--engine={engine_address}", _QUIET])
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has taken, its ended children not counted."""
+        user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self) -> dict[str, int]:
         """What each of PROCESSES that `clforge serve` started has resident now; pages of files do not count."""

@@ -23,6 +23,7 @@ import grpc
 
 from service_common.errors import ConfigError
 
+MAX_PORT = 65535
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux less its final zero
 
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>[0-9]{1,5})")
@@ -72,8 +73,8 @@ def parse_address(text: str, option: str) -> Address:
     if match is None:
         raise ConfigError(f"{option}: {text!r} is not an address; write host:port, [ipv6]:port or unix:/path")
     port = int(match["port"])
-    if port > 65535:
-        raise ConfigError(f"{option}: port {port} in {text!r} is above 65535")
+    if port > MAX_PORT:
+        raise ConfigError(f"{option}: port {port} in {text!r} is above {MAX_PORT}")
     return Address(option, host=match["ipv6"] or match["host"], port=port)
 
 
@@ -109,12 +110,14 @@ def check_target(address: Address, *, insecure: bool) -> None:
         )
 
 
-def bind(server: grpc.aio.Server, address: Address) -> Address:
+def bind(server: grpc.aio.Server, address: Address, *, is_reserved: bool = False) -> Address:
     """Adds `address` to `server` in plaintext and returns it with its final port.
 
-    ConfigError when it is taken or cannot be bound.
+    `is_reserved` says that another process of ours holds it (`reserved`), for servers that share it. ConfigError when
+    it is taken or cannot be bound.
     """
-    check_bindable(address)
+    if not is_reserved:
+        check_bindable(address)
     try:
         port = server.add_insecure_port(address.target)
     except RuntimeError as error:
@@ -130,22 +133,30 @@ def check_bindable(address: Address) -> None:
     To be asked before gRPC binds: it tells no reason, prints lines of its own, and takes over the path of a Unix socket
     that a server listens on.
     """
-    try:
-        if address.path is not None:
-            in_use = _is_listening(address.path)
-        else:
-            in_use = False
-            _try_port(address.host, address.port)
-    except socket.gaierror as error:
-        raise ConfigError(
-            f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise ConfigError(f"{address.option}: cannot listen on {address}: {error.strerror}") from error
-        in_use = True
-    if in_use:
-        raise ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")
+    if address.path is None:
+        with _explained(address):
+            _listen(address.host, address.port).close()
+    elif _is_listening(address.path):
+        raise _in_use(address)
+
+
+@contextlib.contextmanager
+def reserved(address: Address) -> Iterator[Address]:
+    """Holds a port for processes of ours that listen on it together, each with SO_REUSEPORT; gives its final number.
+
+    Nobody else can listen on it meanwhile, whether any of ours does or not. ConfigError when it is taken.
+    """
+    with _explained(address):
+        # A port that the system chose itself it would take back below.
+        port = address.port or _free_port(address.host)
+        holder = _listen(address.host, port)
+    with holder:
+        # Listening has shown that nobody else does; from here on being bound keeps others away. Shared from the start,
+        # the port could be taken by two of us at once; still listening, it would swallow connections.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.shutdown(socket.SHUT_RDWR)
+        yield replace(address, port=port)
 
 
 @contextlib.contextmanager
@@ -190,9 +201,38 @@ def _is_listening(path: Path) -> bool:
     return False
 
 
-def _try_port(host: str, port: int) -> None:
+def _listen(host: str, port: int) -> socket.socket:
     family, kind, _, _, endpoint = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as attempt:
+    attempt = socket.socket(family, kind)
+    try:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does; a live listener is still noticed
         attempt.bind(endpoint)
         attempt.listen()
+    except OSError:
+        attempt.close()
+        raise
+    return attempt
+
+
+def _free_port(host: str) -> int:
+    with _listen(host, 0) as found:
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Makes a ConfigError of what the system says of an address."""
+    try:
+        yield
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"{address.option}: {address.host!r} is no address of this machine: {error.strerror}"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _in_use(address) from error
+        raise ConfigError(f"{address.option}: cannot listen on {address}: {error.strerror}") from error
+
+
+def _in_use(address: Address) -> ConfigError:
+    return ConfigError(f"{address.option}: address already in use: {address}; choose another with {address.option}")

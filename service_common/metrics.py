@@ -31,7 +31,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service_common.addresses import Address, check_bindable, check_exposure, parse_address
+from service_common.addresses import MAX_PORT, Address, check_bindable, check_exposure, parse_address
 from service_common.errors import ConfigError
 
 REQUEST_SECONDS = 5.0  # a client that says and takes nothing for so long is dropped
@@ -124,6 +124,18 @@ def metrics_address(text: str | None, option: str, *, insecure: bool) -> Address
         raise ConfigError(f"{option}: {text!r} is a Unix socket, which Prometheus cannot read; write host:port")
     check_exposure(address, insecure=insecure)
     return address
+
+
+def metrics_addresses(text: str | None, option: str, count: int, *, insecure: bool) -> list[Address]:
+    """As `metrics_address`, for so many processes: each has the port after the last one's; empty for nowhere."""
+    first = metrics_address(text, option, insecure=insecure)
+    if first is None:
+        return []
+    if first.port == 0:  # each lets the system choose
+        return [first] * count
+    if first.port + count - 1 > MAX_PORT:
+        raise ConfigError(f"{option}: {count} processes need the ports from {first.port} on, up to {MAX_PORT} at most")
+    return [replace(first, port=first.port + index) for index in range(count)]
 
 
 @contextlib.contextmanager

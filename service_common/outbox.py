@@ -28,9 +28,9 @@ class UpdateWriter(Protocol):
 class Outbox:
     """Collects updates from one event loop's callbacks and hands them to that loop's one writer in batches.
 
-    A delta for a choice whose last unsent update is a delta is merged into it, up to MAX_DELTA_TOKENS, so that a slow
-    reader costs few messages however many steps went by; what is held is bounded by the requests' credit. Sequence
-    numbers count what is sent: per choice from 0, without gaps.
+    A delta for a choice whose last unsent update is a delta of the same section is merged into it, up to
+    MAX_DELTA_TOKENS, so that a slow reader costs few messages however many steps went by; what is held is bounded by
+    the requests' credit. Sequence numbers count what is sent: per choice from 0, without gaps.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Outbox:
     def delta(self, request_id: int, choice: int, delta: Delta) -> None:
         """More output of a choice."""
         waiting = self._open_deltas.get((request_id, choice))
-        if waiting is not None and waiting.delta.num_tokens < MAX_DELTA_TOKENS:
+        if waiting is not None and _may_grow(waiting.delta, delta):
             waiting.delta.text += delta.text
             waiting.delta.token_ids.extend(delta.token_ids)
             waiting.delta.num_tokens += delta.num_tokens
@@ -105,6 +105,10 @@ class Outbox:
         self._next_sequence[key] = update.sequence + 1
         self._unsent.append(update)
         self._changed.set()
+
+
+def _may_grow(waiting: Delta, more: Delta) -> bool:
+    return waiting.num_tokens < MAX_DELTA_TOKENS and waiting.section == more.section
 
 
 def split(updates: Iterable[Update], max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Update]]:

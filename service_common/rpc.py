@@ -26,11 +26,15 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def make_server() -> grpc.aio.Server:
-    """An asyncio server without services or ports. What its handlers raise reaches clients by `status.to_status`."""
+def make_server(*, shares_port: bool = False) -> grpc.aio.Server:
+    """An asyncio server without services or ports. What its handlers raise reaches clients by `status.to_status`.
+
+    `shares_port` is for processes that listen on one port together, which another holds for them (addresses.reserved).
+    """
     options = [
         *_COMMON_OPTIONS,
-        ("grpc.so_reuseport", 0),  # otherwise a second server takes over half of the first one's port without a word
+        # Unasked, gRPC lets a second server take over half of the first one's port without a word.
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
     ]
     return grpc.aio.server(interceptors=[StatusInterceptor()], options=options)

@@ -1,10 +1,10 @@
 """Which tokens of a vocabulary mean something to the machinery: begin of text, end of generation, and the like.
 
-Follows llama.cpp, src/llama-vocab.cpp (commit 00ad355e), `llama_vocab::impl::load`, with four departures. An id
-outside the vocabulary is an error instead of a warning. Where a file does not name its end-of-turn token and several
-texts would do, the first of `_END_OF_TURN` is taken instead of the first in hash order. Only Falcon's rule presumes
-ids for byte-level vocabularies, which llama.cpp presumes for all of them. And a token that the file calls normal and
-that its merges can give is text, whatever it spells: Qwen2's </s> is an HTML tag.
+Follows llama.cpp, src/llama-vocab.cpp (as of llama-cpp-python 0.3.36), `llama_vocab::impl::load`, with four departures.
+An id outside the vocabulary is an error instead of a warning. Where a file does not name its end-of-turn token and
+several texts would do, the first of `_END_OF_TURN` is taken instead of the first in hash order. Only Falcon's rule
+presumes ids for byte-level vocabularies, which llama.cpp presumes for all of them. And a token that the file calls
+normal and that its merges can give is text, whatever it spells: Qwen2's </s> is an HTML tag.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ _END_OF_GENERATION = (
     "</s>",
     "[EOS]",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "[e~[",
 )
 _FIM_PAD = ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")
@@ -74,12 +76,19 @@ _END_IS_NO_STOP = (
 )
 
 
+# Beside either of these, </s> is an HTML tag (Gemma 4, PLaMo).
+_END_TAG_IS_NO_STOP = ("<|tool_response>", "<|plamo:eos|>")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
     """The ids that a GGUF file gives a meaning. None: the vocabulary has no such token.
 
     Attributes:
-        bos_id, eos_id, eot_id, eom_id, unk_id: begin of text, end of text, of turn, of message; unknown text.
+        bos_id, eos_id, eot_id, eom_id: begin of text, end of text, of turn, of message. BERT's classifier token is its
+            begin of text.
+        sep_id: stands between two texts, and after one.
+        unk_id: unknown text.
         eog_ids: every id that ends a generation.
         is_control: for ids whose text decides it, whether they are control tokens, whatever type the file gives.
     """
@@ -88,6 +97,7 @@ class SpecialTokens:
     eos_id: int | None
     eot_id: int | None
     eom_id: int | None
+    sep_id: int | None
     unk_id: int | None
     eog_ids: frozenset[int]
     is_control: Mapping[int, bool]
@@ -105,6 +115,8 @@ class SpecialTokens:
         ids = {text: token_id for token_id, text in enumerate(tokens) if text in known}
         for text in _plain_texts(reader, ids):
             del ids[text]
+        if not set(_END_TAG_IS_NO_STOP).isdisjoint(tokens):
+            ids.pop("</s>", None)
         return cls._from_ids(_IdReader(reader, len(tokens)), ids)
 
     @classmethod
@@ -123,10 +135,11 @@ class SpecialTokens:
             eog_ids.discard(ids["<|end|>"])
             is_control[ids["<|end|>"]] = False
         return cls(
-            bos_id=reader.id("bos"),
+            bos_id=reader.id("bos", reader.id("cls")),
             eos_id=eos_id,
             eot_id=eot_id,
             eom_id=eom_id,
+            sep_id=reader.id("seperator"),  # as the format spells it
             unk_id=reader.id("unknown"),
             eog_ids=frozenset(token_id for token_id in eog_ids if token_id is not None),
             is_control=MappingProxyType(is_control),
@@ -138,6 +151,8 @@ class _IdReader:
 
     _DEFAULTS: Mapping[tuple[str, str], Mapping[str, int]] = {
         ("llama", ""): {"bos": 1, "eos": 2, "unknown": 0},
+        ("t5", ""): {"eos": 1, "unknown": 2},
+        ("bert", ""): {"cls": 101, "seperator": 102, "unknown": 100},
         ("gpt2", "falcon"): {"bos": 11, "eos": 11},
     }
 

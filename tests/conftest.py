@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ def shared_data() -> Path:
             pytest.fail(f"{_VARIABLE} is {folder}, which holds no models/ folder")
         pytest.skip(f"no outside test data at {folder}; set {_VARIABLE} to its folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_stays_up() -> None:
+    """Keeps grpc.aio's thread to the end: the garbage collector may find the last call of a test when its event loop is
+    closed, and would wait for that thread's end for ever."""
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import overload, prefix, scheduler, stall
+from benchmarks import deltas, encoding, overload, prefix, scheduler, stall
 from benchmarks.parts import Limit
 from benchmarks.report import percentile
 from benchmarks.serving_report import is_disturbed, markdown, summarised, table_rows
 from benchmarks.stall import Window
 from engine_service.bench.machine import ROOT, busy_seconds
 from engine_service.bench.protocol import BenchError
-from tests.gguf_builder import tiny_llama
+from service_common.gguf_reader import GGUFReader
+from tests.gguf_builder import tiny_llama, write_gguf
+from tests.tokenizer_service.vocabulary_builder import bpe_keys, spm_keys
+from tokenizer_service.vocabulary import Vocabulary
 
 _LIMITS = {"p99_ms": Limit(50.0), "speedup": Limit(20.0, is_floor=True)}
 
@@ -131,7 +134,36 @@ def test_scheduler_part_measures_full_steps() -> None:
     """Steps with all sequences running are timed."""
     cost = scheduler.measure(num_running=8, num_steps=50)
     assert 0 < cost.median <= cost.p99
-    assert scheduler.figures(cost) == {"step_p50_us": cost.median * 1e6, "step_p99_us": cost.p99 * 1e6}
+    assert scheduler.figures(cost) == pytest.approx({"step_p50_us": cost.median * 1e6, "step_p99_us": cost.p99 * 1e6})
+
+
+def test_tokenizer_part_measures_deltas(model: Path) -> None:
+    """Each number of streams has its rate, its processor time and its delays, through the service and without it."""
+    load = deltas.DeltaLoad(stream_counts=(2,), warm_up_seconds=0.2, seconds=0.5, step_seconds=0.02)
+    figures = deltas.measure(model, load)
+    rates = [f"{prefix}{name}_2" for prefix in ("", "raw_") for name in ("deltas_per_s", "cpu_us_per_delta")]
+    delays = [f"{prefix}_p{percent}_ms_2" for prefix in ("added", "raw") for percent in (50, 99)]
+    assert figures.keys() == {*rates, *delays}
+    assert min(figures[name] for name in rates) > 0
+
+
+def test_tokenizer_part_measures_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and the bare library, on the repository's own prose and code and a vocabulary's texts."""
+    monkeypatch.setattr(encoding, "SECONDS", 0.01)
+    path, texts_path = tmp_path / "bpe.gguf", tmp_path / "texts"
+    write_gguf(path, "llama", bpe_keys(), {})
+    texts_path.write_text("hello \u4f60", encoding="utf-8")
+    texts = encoding.sample_texts(texts_path)
+    assert texts[-1].endswith("hello \u4f60")
+    rates = encoding.measure(path, texts[-2:], None)
+    assert rates.keys() == {"ours", "tokenizers"}
+    assert min(rates.values()) > 0
+    with GGUFReader(path) as reader:
+        bare = encoding.bare_tokenizer(reader)
+        assert bare is not None
+        assert bare.encode_batch_fast(["hello"])[0].ids == Vocabulary.from_gguf(reader).encode("hello")
+    write_gguf(path, "llama", spm_keys(), {})
+    assert encoding.measure(path, texts[-1:], None).keys() == {"ours"}
 
 
 def test_one_part_leaves_the_others_results_alone(tmp_path: Path) -> None:

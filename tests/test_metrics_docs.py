@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from engine_service.engine_loop import EngineLoop
 from engine_service.metrics import EngineMetrics
 from tests.prometheus import own_metrics
+from tokenizer_service.encode_cache import EncodeCache
 from tokenizer_service.metrics import Counts, TokenizerMetrics
 
 _ROOT = Path(__file__).parent.parent
@@ -23,8 +24,8 @@ def _engine() -> CollectorRegistry:
 
 
 def _tokenizer() -> CollectorRegistry:
-    metrics = TokenizerMetrics(lambda: False)
-    metrics.read_counts(lambda: Counts(0, 0, 0, 0))
+    metrics = TokenizerMetrics(lambda: False, EncodeCache(0))
+    metrics.read_counts(lambda: Counts(0, 0, 0, 0, 0))
     return metrics.registry
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from clforge.v1.generation_pb2 import (
+    CHAT_TEMPLATE_ORIGIN_FALLBACK,
+    CHAT_TEMPLATE_ORIGIN_MODEL,
+    ChatTemplateOrigin,
+)
 from service_common.errors import ChatTemplateError
 from service_common.gguf_reader import GGUFReader
 
@@ -33,6 +38,11 @@ class ChatTemplate:
     source: str
     tool_use_source: str | None = None
     is_fallback: bool = False
+
+    @property
+    def origin(self) -> ChatTemplateOrigin.ValueType:
+        """Where the source comes from, as clients are told."""
+        return CHAT_TEMPLATE_ORIGIN_FALLBACK if self.is_fallback else CHAT_TEMPLATE_ORIGIN_MODEL
 
     @classmethod
     def from_gguf(cls, reader: GGUFReader) -> Self:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import groupby
 from typing import NamedTuple
 
 from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Delta, Finished, TokenLogprobs, Usage
+from tokenizer_service.sections import Sections
 from tokenizer_service.text_stream import Piece, TextStream
 from tokenizer_service.vocabulary import Vocabulary
 
@@ -18,14 +20,24 @@ class _Token(NamedTuple):
 
 
 class Choice:
-    """Detokenises, finds stop strings, and counts what is delivered.
+    """Detokenises, finds stop strings, tells sections apart, and counts what is delivered.
 
     After a stop string, or `halt`, further tokens are dropped; `finish` still tells the end.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], *, include_stop: bool) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        *,
+        include_stop: bool,
+        sections: Sections | None = None,
+        num_echoed_characters: int = 0,
+    ) -> None:
+        """`sections`: None where they are not told apart. `num_echoed_characters` stand before the choice's own."""
         self._vocabulary = vocabulary
-        self._text = TextStream[_Token](vocabulary, stops, include_stop=include_stop)
+        self._text = TextStream[_Token](vocabulary, stops, include_stop=include_stop, sections=sections)
+        self._num_echoed_characters = num_echoed_characters
         self._halted = False
         self._stop_string: str | None = None
         self._detokenize_seconds = 0.0
@@ -42,30 +54,30 @@ class Choice:
         """Tokens whose text cannot be delivered yet: the credit that the engine gets on top of the client's."""
         return 0 if self._halted else self._text.held_tokens
 
-    def push(self, delta: Delta) -> Delta | None:
-        """Takes the engine's delta; returns what the client gets of it now, None if that is nothing."""
+    def push(self, delta: Delta) -> list[Delta]:
+        """Takes the engine's delta; returns what the client gets of it now, a delta for each section."""
         self.num_received_tokens += len(delta.token_ids)
         started = time.perf_counter()
-        pieces = []
+        pieces: list[Piece[_Token]] = []
         for index, token_id in enumerate(delta.token_ids):
             if self._halted:
                 break
-            payload = _Token(token_id, delta.logprobs[index] if delta.logprobs else None)
-            pieces.append(self._take(self._text.push(token_id, payload)))
+            logprobs = self._named(delta.logprobs[index]) if delta.logprobs else None
+            pieces += self._accounted(self._text.push(token_id, _Token(token_id, logprobs)))
         self._detokenize_seconds += time.perf_counter() - started
-        return self._delta(pieces)
+        return _deltas(pieces)
 
     def halt(self, num_delivered_tokens: int) -> None:
         """The client has found an end of its own: nothing more is delivered, and so many tokens count as delivered."""
         self._halted = True
         self.num_delivered_tokens = num_delivered_tokens
 
-    def finish(self, finished: Finished) -> tuple[Delta | None, Finished]:
+    def finish(self, finished: Finished) -> tuple[list[Delta], Finished]:
         """The engine's end of this choice. Returns the last text, if any was held back, and the end for the client.
 
         A choice that was halted ends with STOP whatever the engine ran into meanwhile. Usage counts what was delivered.
         """
-        delta = None if self._halted else self._delta([self._take(self._text.finish())])
+        deltas = [] if self._halted else _deltas(self._accounted(self._text.finish()))
         result = Finished()
         result.CopyFrom(finished)
         if self._halted:
@@ -76,28 +88,49 @@ class Choice:
             result.stop_string = self._stop_string
         result.usage.delivered_tokens = self.num_delivered_tokens + result.HasField("stop_token_id")
         result.timings.detokenize.FromTimedelta(timedelta(seconds=self._detokenize_seconds))
-        return delta, result
+        return deltas, result
 
     def local_usage(self, num_prompt_tokens: int) -> Usage:
         """What this process knows of the usage when the engine cannot tell any more."""
         return Usage(prompt_tokens=num_prompt_tokens, generated_tokens=self.num_received_tokens)
 
-    def _take(self, piece: Piece[_Token]) -> Piece[_Token]:
-        self.num_delivered_tokens += len(piece.payloads)
-        if piece.stop is not None:
-            self._halted, self._stop_string = True, piece.stop
-        return piece
-
-    def _delta(self, pieces: Sequence[Piece[_Token]]) -> Delta | None:
-        tokens = [token for piece in pieces for token in piece.payloads]
-        text = "".join(piece.text for piece in pieces)
-        if not tokens and not text:
-            return None
-        delta = Delta(text=text, token_ids=[token.token_id for token in tokens], num_tokens=len(tokens))
-        delta.logprobs.extend(self._named(token.logprobs) for token in tokens if token.logprobs is not None)
-        return delta
+    def _accounted(self, pieces: list[Piece[_Token]]) -> list[Piece[_Token]]:
+        for piece in pieces:
+            self.num_delivered_tokens += len(piece.payloads)
+            if piece.stop is not None:
+                self._halted, self._stop_string = True, piece.stop
+        return pieces
 
     def _named(self, logprobs: TokenLogprobs) -> TokenLogprobs:
+        """With what only this service knows: the bytes of the tokens, and where the next token's text begins."""
         for entry in (logprobs.chosen, *logprobs.top):
             entry.token = self._vocabulary.token_bytes(entry.token_id, skip_special=False)
+        logprobs.text_offset = self._num_echoed_characters + self._text.num_decoded_characters
         return logprobs
+
+
+def _deltas(pieces: Sequence[Piece[_Token]]) -> list[Delta]:
+    """The pieces with what they account for, those of one section after another together."""
+    if len(pieces) < 2:
+        return [_delta(piece) for piece in pieces if piece.text or piece.payloads]
+    deltas = []
+    for section, group in groupby(pieces, key=lambda piece: piece.section):
+        together = list(group)
+        text = "".join(piece.text for piece in together)
+        payloads = [payload for piece in together for payload in piece.payloads]
+        if text or payloads:
+            deltas.append(_delta(Piece(text, payloads, None, section)))
+    return deltas
+
+
+def _delta(piece: Piece[_Token]) -> Delta:
+    tokens = piece.payloads
+    delta = Delta(
+        text=piece.text,
+        token_ids=[token.token_id for token in tokens],
+        num_tokens=len(tokens),
+        section=piece.section,
+    )
+    if tokens and tokens[0].logprobs is not None:
+        delta.logprobs.extend(token.logprobs for token in tokens if token.logprobs is not None)
+    return delta

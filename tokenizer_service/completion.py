@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Update
+from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, SECTION_ANSWER, SECTION_REASONING, Accepted, Update
 from clforge.v1.tokenizer_pb2 import CompleteResponse
 from service_common.status import from_status
 
@@ -22,6 +22,10 @@ class Completion:
                 self._accepted = update.accepted
             case "delta":
                 choice.text += update.delta.text
+                if update.delta.section == SECTION_ANSWER:
+                    choice.answer += update.delta.text
+                elif update.delta.section == SECTION_REASONING:
+                    choice.reasoning += update.delta.text
                 choice.token_ids.extend(update.delta.token_ids)
                 choice.logprobs.extend(update.delta.logprobs)
             case "finished" if update.finished.reason == FINISH_REASON_ERROR:

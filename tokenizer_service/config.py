@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service_common.errors import ConfigError
 from service_common.logging import LogFormat, LogLevel
 from service_common.options import option
 
@@ -16,14 +17,36 @@ class TokenizerConfig:
     engine: str = option(
         "127.0.0.1:50052", "Address of the engine: host:port, unix:/path or dns:///host:port", metavar="ADDRESS"
     )
+    workers: int = option(
+        1, "Processes that serve on the one port, each with the limits below for itself", minimum=1, maximum=256
+    )
     max_prompt_bytes: int = option(8 << 20, "Longest text of a prompt", unit="bytes", minimum=1, maximum=12 << 20)
     max_live_requests: int = option(1024, "Requests in flight over all clients; more are refused", minimum=1)
+    encode_cache_bytes: int = option(
+        64 << 20,
+        "Memory for the token ids of long texts that come again, such as system prompts",
+        unit="bytes",
+        minimum=0,
+    )
+    pre_tokenizer: str | None = option(
+        None,
+        "Split text by this rule instead of the one that the model file names (tokenizer.ggml.pre)",
+        metavar="NAME",
+    )
     metrics: str | None = option(
         None,
-        "Address where Prometheus reads the tokenizer's metrics, host:port; one that others can reach needs --insecure",
+        "Address where Prometheus reads the tokenizer's metrics, host:port; further workers take the ports after it; "
+        "one that others can reach needs --insecure",
         metavar="ADDRESS",
     )
     drain_seconds: float = option(30.0, "Time for requests in flight to finish at shutdown", unit="seconds", minimum=0)
     insecure: bool = option(False, "Use addresses that others can reach, without TLS or keys")
     log_format: LogFormat = option(LogFormat.AUTO, "How log lines look")
     log_level: LogLevel = option(LogLevel.INFO, "Least severe events that are logged")
+
+    def __post_init__(self) -> None:
+        if self.workers > 1 and self.grpc.startswith("unix:"):
+            raise ConfigError(
+                f"--workers: {self.workers} processes cannot share {self.grpc}: a Unix socket belongs to one; "
+                "give --grpc a port, or leave --workers at 1"
+            )

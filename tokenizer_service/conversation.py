@@ -69,6 +69,8 @@ def _message(message: ChatMessage) -> dict[str, Any]:
         result["tool_calls"] = [_plain_struct(call) for call in message.tool_calls]
     if message.tool_call_id:
         result["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content:
+        result["reasoning_content"] = message.reasoning_content
     return result
 
 

@@ -28,6 +28,7 @@ class Detokenizer:
         self._vocabulary = vocabulary
         self._skip_special = skip_special
         self._decoder = _Utf8Decoder("replace")
+        self._is_pending = False
         self._held_tokens = 0
 
     @property
@@ -37,12 +38,15 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token adds; may be empty. Never raises."""
-        text = self._decoder.decode(self._vocabulary.token_bytes(token_id, skip_special=self._skip_special))
-        pending, _ = self._decoder.getstate()
-        self._held_tokens = self._held_tokens + 1 if pending and not text else 0
+        raw = self._vocabulary.token_bytes(token_id, skip_special=self._skip_special)
+        if not self._is_pending and raw.isascii():
+            return raw.decode("ascii")
+        text = self._decoder.decode(raw)
+        self._is_pending = bool(self._decoder.getstate()[0])
+        self._held_tokens = self._held_tokens + 1 if self._is_pending and not text else 0
         return text
 
     def flush(self) -> str:
         """End of the sequence: U+FFFD for a character that was never completed, else nothing."""
-        self._held_tokens = 0
+        self._held_tokens, self._is_pending = 0, False
         return self._decoder.decode(b"", final=True)

@@ -27,7 +27,7 @@ from service_common.errors import OutOfRangeError, RequestError, UnavailableErro
 from service_common.rpc import MAX_MESSAGE_BYTES
 from service_common.status import as_request_error, from_rpc_error
 from tokenizer_service.outgoing import Outgoing
-from tokenizer_service.vocabulary_fetch import EncodingVocabulary, fetch_vocabulary
+from tokenizer_service.vocabulary_fetch import EncodingVocabulary, FetchOptions, fetch_vocabulary
 
 T = TypeVar("T")
 
@@ -52,11 +52,21 @@ class UpdateSink(Protocol):
 class EngineLink:
     """Owned by the event loop. `run` keeps the link up; the other methods may be called whether it is up or not."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, name: str, on_ready: Callable[[bool], None]) -> None:
-        """`name` is the engine's address, for messages. `on_ready` hears when requests can and cannot be served."""
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        name: str,
+        on_ready: Callable[[bool], None],
+        options: FetchOptions,
+    ) -> None:
+        """`name` is the engine's address, for messages. `on_ready` hears when requests can and cannot be served.
+
+        `options` say how vocabularies are read.
+        """
         self.stub = EngineServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._name, self._on_ready = name, on_ready
+        self._name, self._on_ready, self._options = name, on_ready, options
         self._outgoing = Outgoing()
         self._sinks: dict[int, UpdateSink] = {}
         self._ids = itertools.count(1)
@@ -180,8 +190,7 @@ class EngineLink:
     async def _connect(self) -> None:
         """Gets vocabulary and model info; the vocabulary comes first, since it is there before the weights are."""
         async with self._fetching:
-            if self._encoding is None:
-                await self._fetch_vocabulary()
+            await self._fetch_vocabulary()
         try:
             info = await self._fetch_model_info()
         except grpc.aio.AioRpcError as failure:
@@ -192,7 +201,7 @@ class EngineLink:
             info = await self._fetch_model_info()
         async with self._fetching:
             if self.encoding().sha256 != info.vocab_sha256:
-                await self._fetch_vocabulary()
+                await self._fetch_vocabulary()  # another engine has taken the address meanwhile
             self._info = info
 
     async def _wait_until_serving(self) -> None:
@@ -205,8 +214,9 @@ class EngineLink:
             watch.cancel()
 
     async def _fetch_vocabulary(self) -> None:
-        self._encoding = await fetch_vocabulary(self.stub)
-        structlog.get_logger(__name__).info("vocabulary fetched", sha256=self._encoding.sha256)
+        known, self._encoding = self._encoding, await fetch_vocabulary(self.stub, self._options, self._encoding)
+        if self._encoding is not known:
+            structlog.get_logger(__name__).info("vocabulary fetched", sha256=self._encoding.sha256)
 
     async def _fetch_model_info(self) -> ModelInfo:
         request = EngineServiceGetModelInfoRequest()

@@ -10,6 +10,7 @@ from clforge.v1.generation_pb2 import (
     FINISH_REASON_CANCELLED,
     FINISH_REASON_DEADLINE,
     FINISH_REASON_ERROR,
+    SECTION_PROMPT,
     Delta,
     Finished,
     GenerationParams,
@@ -24,6 +25,7 @@ from tokenizer_service.choice import Choice
 from tokenizer_service.credit import CreditWindow
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
+from tokenizer_service.prompt import encode_prompt
 from tokenizer_service.vocabulary_fetch import EncodingVocabulary
 
 
@@ -62,6 +64,7 @@ class Generation:
         self._encoding: EncodingVocabulary | None = None
         self._tried_again = False
         self._num_prompt_tokens = 0
+        self._echo = ""
         self._choices: dict[int, Choice] = {}
         self._early_stops: dict[int, int] = {}
         self._preparing = asyncio.create_task(self._prepare())
@@ -118,6 +121,7 @@ class Generation:
                 self._accepted = True
                 self._submit.ClearField("prompt")
                 self._outbox.accepted(self.request_id, update.accepted)
+                self._return_prompt()
             case "delta":
                 self._take_delta(update.choice, update.delta)
             case "finished" if self._accepted:
@@ -132,40 +136,33 @@ class Generation:
     async def _prepare(self, refused: EncodingVocabulary | None = None) -> None:
         """Encodes and submits, with the vocabulary in use or, when the engine has `refused` that, with a newer one."""
         try:
-            encoding = await self._link.newer_encoding(refused) if refused else self._link.encoding()
-            token_ids = await self._encode(encoding)
+            async with asyncio.timeout(self._seconds_left()):
+                encoding = await self._link.newer_encoding(refused) if refused else self._link.encoding()
+                prompt = await encode_prompt(self._submit, encoding, self._encoder, self._chat_encoder)
             params = self._engine_params()
             if params is None:
                 self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
                 return
             stopping = self._submit.params.stopping
             self._choices = {
-                index: Choice(encoding.vocabulary, stopping.stop, include_stop=stopping.include_stop)
+                index: Choice(
+                    encoding.vocabulary,
+                    stopping.stop,
+                    include_stop=stopping.include_stop,
+                    sections=prompt.sections(),
+                    num_echoed_characters=len(prompt.echo),
+                )
                 for index in range(self._num_choices)
             }
-            self._num_prompt_tokens = len(token_ids)
+            self._num_prompt_tokens, self._echo = len(prompt.token_ids), prompt.echo
             self._encoding = encoding
-            self._upstream_id = self._link.submit(token_ids, params, encoding.sha256, self._stream_id, self)
+            self._upstream_id = self._link.submit(prompt.token_ids, params, encoding.sha256, self._stream_id, self)
             for choice, num_delivered_tokens in self._early_stops.items():
                 self.stop(choice, num_delivered_tokens)
+        except TimeoutError:
+            self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
         except Exception as error:
             self.fail(error)
-
-    async def _encode(self, encoding: EncodingVocabulary) -> list[int]:
-        prompt = self._submit.prompt
-        kind = prompt.WhichOneof("kind")
-        if kind == "token_ids":
-            return list(prompt.token_ids.ids)
-        if kind == "chat":
-            ids = (await self._chat_encoder.encode(prompt.chat, encoding, "prompt.chat")).token_ids
-        else:
-            text = prompt.text
-            ids = await self._encoder.run(
-                lambda: encoding.vocabulary.encode(text, add_special=True, parse_special=False), len(text)
-            )
-        if not ids:
-            raise InvalidArgumentError(f"prompt.{kind}", "empty", "must hold at least one token once encoded")
-        return ids
 
     def _engine_params(self) -> GenerationParams | None:
         """The parameters less what is this service's business, with the time that is left; None if none is."""
@@ -173,23 +170,37 @@ class Generation:
         params.CopyFrom(self._submit.params)
         params.stopping.ClearField("stop")
         params.stopping.ClearField("include_stop")
+        params.ClearField("tell_reasoning")
+        params.ClearField("echo")
         initial_credit = self._credit.initial()
         if initial_credit is not None:
             params.initial_credit = initial_credit
         if params.HasField("timeout"):
-            left_ns = params.timeout.ToNanoseconds() - (time.monotonic_ns() - self._arrival_ns)
+            left_ns = self._left_ns()
             if left_ns <= 0:
                 return None
             params.timeout.FromNanoseconds(left_ns)
         return params
+
+    def _seconds_left(self) -> float | None:
+        """Until the request's own deadline; None where it has none."""
+        return self._left_ns() * 1e-9 if self._submit.params.HasField("timeout") else None
+
+    def _left_ns(self) -> int:
+        return self._submit.params.timeout.ToNanoseconds() - (time.monotonic_ns() - self._arrival_ns)
+
+    def _return_prompt(self) -> None:
+        if self._echo:
+            for index in self._choices:
+                self._outbox.delta(self.request_id, index, Delta(text=self._echo, section=SECTION_PROMPT))
+            self._echo = ""
 
     def _take_delta(self, index: int, delta: Delta) -> None:
         choice = self._choices.get(index)
         if choice is None:
             return
         was_halted = choice.halted
-        delivered = choice.push(delta)
-        if delivered is not None:
+        for delivered in choice.push(delta):
             self._outbox.delta(self.request_id, index, delivered)
         if choice.halted and not was_halted and self._upstream_id is not None:
             self._link.stop(self._upstream_id, index, choice.num_delivered_tokens)
@@ -219,8 +230,8 @@ class Generation:
         choice = self._choices.pop(index, None)
         if choice is None:
             return
-        delta, end = choice.finish(finished)
-        if delta is not None:
+        deltas, end = choice.finish(finished)
+        for delta in deltas:
             self._outbox.delta(self.request_id, index, delta)
         self._outbox.finished(self.request_id, index, end)
         if not self._choices:

@@ -17,6 +17,7 @@ from service_common.errors import Code
 from service_common.metrics import LATENCY_BUCKETS, Figure, Figures, make_registry
 from service_common.outbox import UpdateWriter
 from service_common.status import from_status
+from tokenizer_service.encode_cache import EncodeCache
 
 
 class Counts(NamedTuple):
@@ -26,6 +27,7 @@ class Counts(NamedTuple):
     num_live_requests: int
     num_encoding_requests: int
     num_waiting_messages: int
+    num_waiting_characters: int
 
 
 _GAUGES = (
@@ -45,10 +47,30 @@ _GAUGES = (
         "Messages to the engine that it has not taken yet.",
         lambda c: c.num_waiting_messages,
     ),
+    Figure(
+        "clforge_tokenizer_num_waiting_characters",
+        "Characters of the large texts that wait for a thread to encode them.",
+        lambda c: c.num_waiting_characters,
+    ),
 )
 _COUNTERS = (
     Figure("clforge_tokenizer_prompt_tokens_total", "Prompt tokens of accepted requests.", lambda m: m.prompt_tokens),
     Figure("clforge_tokenizer_generation_tokens_total", "Tokens sent to clients.", lambda m: m.generation_tokens),
+)
+_CACHE = (
+    Figure(
+        "clforge_tokenizer_encode_cache_queries_total",
+        "Characters of long texts that were looked up in the encode cache.",
+        lambda cache: cache.num_queried_characters,
+    ),
+    Figure(
+        "clforge_tokenizer_encode_cache_hits_total",
+        "Characters that were found in the encode cache, so that they need not be encoded.",
+        lambda cache: cache.num_hit_characters,
+    ),
+    Figure(
+        "clforge_tokenizer_encode_cache_bytes", "Memory that the encode cache holds.", lambda cache: cache.num_bytes
+    ),
 )
 _REASONS = {
     pb.FINISH_REASON_STOP: "stop",
@@ -62,11 +84,12 @@ _REASONS = {
 class TokenizerMetrics:
     """One service's metrics, in a registry of their own. Belongs to the event loop; scrapes come on threads."""
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
-        """`is_ready` tells whether requests can be served; it is called from any thread."""
+    def __init__(self, is_ready: Callable[[], bool], cache: EncodeCache) -> None:
+        """`is_ready` tells whether requests can be served; it is called from any thread. `cache` is told of as well."""
         self.registry = make_registry()
         self.prompt_tokens = self.generation_tokens = 0
         self.registry.register(Figures(_COUNTERS, lambda: self))
+        self.registry.register(Figures(_CACHE, lambda: cache))
         ready = Gauge("clforge_tokenizer_ready", "1 while requests can be served.", registry=self.registry)
         ready.set_function(lambda: float(is_ready()))
         self._connections = Counter(
@@ -144,7 +167,7 @@ class _Meter:
         self._updates.accepted(request_id, accepted)
 
     def delta(self, request_id: int, choice: int, delta: pb.Delta) -> None:
-        if not self._has_text:
+        if not self._has_text and delta.section != pb.SECTION_PROMPT:
             self._has_text = True
             self._metrics._time_to_first_token.observe(time.monotonic() - self._arrival)
         self._metrics.generation_tokens += delta.num_tokens

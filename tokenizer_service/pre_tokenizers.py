@@ -1,12 +1,12 @@
-"""How byte-level BPE vocabularies cut text into words: the rules that `tokenizer.ggml.pre` names.
+"""How BPE vocabularies cut text into words: the rules that `tokenizer.ggml.pre` names.
 
-`source` of a rule is its constant in llama.cpp, src/llama-vocab.cpp (commit 00ad355e; prefix LLAMA_VOCAB_PRE_TYPE_),
-from which names and options are taken. Where llama.cpp only approximates the expression that the model was trained
-with, since C++ has no Unicode categories, the model's own one from its tokenizer.json stands here.
+`source` of a rule is its constant in llama.cpp, src/llama-vocab.cpp (as of llama-cpp-python 0.3.36; prefix
+LLAMA_VOCAB_PRE_TYPE_), from which names and options are taken. Where llama.cpp only approximates the expression that
+the model was trained with, since C++ has no Unicode categories, its own one, of its tokenizer.json, stands here.
 
 Expressions are Oniguruma's, as the tokenizers library reads them. Each is applied to every piece that those before it
-left; matches and the text between them become pieces of their own. Rules of vocabularies whose letters are characters
-instead of bytes (gemma4, sarvam-moe, whitespace) are not among them.
+left; matches and the text between them become pieces of their own. CHARACTER_RULES are those of vocabularies whose
+letters are characters instead of bytes, and which need no expressions.
 """
 
 from __future__ import annotations
@@ -33,11 +33,32 @@ class PreTokenizer:
     add_bos: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CharacterRule:
+    """One rule of those vocabularies whose letters are characters.
+
+    Attributes:
+        source: where the rule is from.
+        drops_white_space: words are what stands between white space, of any kind, which gives no tokens. If false,
+            words are lines and runs of newlines, and tokens are spelled with U+2581 for a space.
+        has_newline_tokens: a run of newlines that is a token as a whole becomes that token, whatever the merges say.
+        bos_always: begin-of-text is put before a text, even where the file says otherwise, as early ones wrongly do.
+    """
+
+    source: str
+    drops_white_space: bool = False
+    has_newline_tokens: bool = False
+    bos_always: bool = False
+
+
 _SUFFIX = "'s|'t|'re|'ve|'m|'ll|'d"
 _SUFFIX_ANY_CASE = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+# As \s*[\r\n]+, without a step back for each space of a run in which there is no newline: the library allows only ten
+# million of them, and panics then.
+_UP_TO_LAST_NEWLINE = r"(?:[\s&&[^\r\n]]*+[\r\n]++)++"
+_SPACES = rf"{_UP_TO_LAST_NEWLINE}|\s+(?!\S)|\s+"
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _CJK_AND_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _ASCII_SYMBOL_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
@@ -68,24 +89,25 @@ _SPARK_WORDS = (
     rf"{_ASCII_SYMBOL_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+|[\r\n]"
     r"|\s+(?!\S)|\s+"
 )
-_BAILING = (
-    rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{_WORD}|\p{{N}}|{_SYMBOLS}"
-    r"|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+_BAILING = rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACES}"
 _SEED_CODER = rf"(?:{_SUFFIX_ANY_CASE})|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _EXAONE_MOE = (
-    rf"(?:{_SUFFIX_ANY_CASE})|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+    rf"(?:{_SUFFIX_ANY_CASE})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}[\p{{L}}\p{{M}}]*(?: \p{{L}}[\p{{L}}\p{{M}}]*)*|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|{_SPACES}"
 )
 _JAIS2_SPACES = "".join(
     rf"|\s{{{length}}}(?!\S)" for length in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2")
 )
-_JAIS2 = rf"(?:{_SUFFIX_ANY_CASE})|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+{_JAIS2_SPACES}|\s"
+# Spaces are cut up, and a newline need not be looked for again in what is left of a run.
+_JAIS2_UP_TO_LAST_NEWLINE = rf"(?<![\s&&[^\r\n]]){_UP_TO_LAST_NEWLINE}"
+_JAIS2 = rf"(?:{_SUFFIX_ANY_CASE})|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|{_JAIS2_UP_TO_LAST_NEWLINE}{_JAIS2_SPACES}|\s"
 _BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
-# Rules that count digits in threes from the right look ahead to the last one for each three, so their work grows with
-# the square of the digits. Longer runs than this, which no model was made for, are cut from the left first.
-_MOST_DIGITS = r"\p{N}{999}"
-_DIGITS_FROM_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Models whose digits count in threes from the right say so by looking ahead from each three to the last digit, which is
+# work that grows with the square of the digits. Cutting off the one or two that are left over comes to the same (but
+# for SuperBPE where a fraction or superscript stands between digits).
+_AFMOE_LEFT_OVER = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})++(?!\p{N}))"
+_SUPERBPE_LEFT_OVER = r"(?<!\d)[\p{N}&&[^\d]]*\d{0,2}(?=(?:\d{3})++(?!\d))"
+_TINY_AYA_NUMBER, _TINY_AYA_LEFT_OVER = r"(?<!\d)\d++\b", r"(?<!\d)\d{1,2}(?=(?:\d{3})++\b)"
 
 # Cased letters, as in tokenizer.json of deepseek-ai/deepseek-llm-7b-base. Spelled by code points, since editors
 # normalize some of these characters to others.
@@ -105,7 +127,7 @@ _DEEPSEEK_LLM = (
     "[\r\n]",
     _DEEPSEEK_LLM_WORD,
     "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-    r"\s+$",
+    r"(?<!\s)\s++$",  # as \s+$, but tried once for each run of spaces
     _CJK_AND_HANGUL,
     r"\p{N}+",
 )
@@ -144,7 +166,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
     | _named("falcon", "FALCON", r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")
     | _named("llama3 llama-v3 llama-bpe falcon3 falcon-h1", "LLAMA3", _LLAMA3, ignore_merges=True, add_bos=True)
     | _named("pixtral midm-2.0 lfm2 jina-v5-nano", "LLAMA3", _LLAMA3, ignore_merges=True, add_bos=True)
-    | _named("dbrx smaug-bpe glm4 chatglm-bpe", "DBRX, SMAUG, CHATGLM4", _LLAMA3)
+    | _named("dbrx smaug-bpe chatglm-bpe", "DBRX, SMAUG, CHATGLM4", _LLAMA3)
+    | _named("glm4 glm5", "CHATGLM4", _LLAMA3, ignore_merges=True)
     | _named("jais-2", "JAIS2", _JAIS2)
     | _named("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez", "QWEN2", _QWEN2)
     | _named("stablelm2 hunyuan solar-open grok-2", "STABLELM2, HUNYUAN, SOLAR_OPEN, GROK_2", _QWEN2)
@@ -157,18 +180,29 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
     | _named("deepseek-v3 hunyuan-dense", "DEEPSEEK3_LLM, HUNYUAN_DENSE", r"\p{N}{1,3}", _CJK, _DEEPSEEK3_WORDS)
     | _named("joyai-llm hy_v4", "JOYAI_LLM, HY_V4", r"\p{N}{1,3}", _CJK, _DEEPSEEK3_WORDS)
     | _named("spark2_5", "SPARK2_5", r"\p{N}{1,3}", _CJK, _SPARK_WORDS, r"\p{N}")
-    | _named("afmoe", "AFMOE", _MOST_DIGITS, _DIGITS_FROM_RIGHT, _AFMOE_SCRIPTS, _DEEPSEEK3_WORDS)
+    | _named("afmoe", "AFMOE", _AFMOE_LEFT_OVER, r"\p{N}{1,3}", _AFMOE_SCRIPTS, _DEEPSEEK3_WORDS)
     | _named("youtu", "YOUTU", *_YOUTU, ignore_merges=True)
     | _named("bloom gpt3-finnish poro-chat", "BLOOM, GPT3_FINNISH, PORO", _BLOOM)
     | _named("viking", "VIKING", _BLOOM, r"\p{N}")
     | _named("tekken", "TEKKEN", _TEKKEN, ignore_merges=True, add_bos=True)
     | _named("gpt-4o llama4 kanana2 talkie minimax-m2", "GPT4O, MINIMAX_M2", _GPT4O)
     | _named("granite-embed-multi-97m", "GRANITE_EMB_MULTI", _GPT4O, ignore_merges=True)
-    | _named("tiny_aya cohere2moe", "TINY_AYA", _MOST_DIGITS, r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)
+    | _named("tiny_aya cohere2moe", "TINY_AYA", _TINY_AYA_NUMBER, _TINY_AYA_LEFT_OVER, _GPT4O)
     | _named("kimi-k2", "KIMI_K2", _KIMI)
-    | _named("superbpe", "SUPERBPE", r"\p{N}+", _MOST_DIGITS, r"(?=(\d{3})+(?!\d))")
+    | _named("superbpe", "SUPERBPE", r"\p{N}+", _SUPERBPE_LEFT_OVER, r"\d{3}(?=\d{3})")
     | _named("bailingmoe bailingmoe2 llada-moe", "BAILINGMOE", _BAILING)
     | _named("seed-coder", "SEED_CODER", _SEED_CODER)
     | _named("exaone-moe", "EXAONE_MOE", _EXAONE_MOE)
     | _named("chameleon", "CHAMELEON", *_CHAMELEON, add_bos=True)
+)
+
+_GEMMA4 = CharacterRule(source="GEMMA4", has_newline_tokens=True, bos_always=True)
+
+CHARACTER_RULES: Mapping[str, CharacterRule] = MappingProxyType(
+    {
+        "gemma4": _GEMMA4,
+        "granite-embed-multi-311m": _GEMMA4,
+        "sarvam-moe": CharacterRule(source="SARVAM_MOE"),
+        "whitespace": CharacterRule(source="WHITESPACE", drops_white_space=True),
+    }
 )

@@ -119,6 +119,7 @@ class TokenizerServer(TokenizerServiceServicer):
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: _Context) -> pb.GetModelInfoResponse:
         question = engine_pb2.EngineServiceGetModelInfoRequest()
         answer = await self._link.ask(self._link.stub.GetModelInfo(question, timeout=ANSWER_SECONDS))
+        answer.model_info.chat_template_origin = self._link.encoding().chat_template.origin
         return pb.GetModelInfoResponse(model_info=answer.model_info)
 
     async def ListRequests(self, request: pb.ListRequestsRequest, context: _Context) -> pb.ListRequestsResponse:

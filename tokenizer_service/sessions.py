@@ -137,4 +137,5 @@ class Sessions:
             num_live_requests=self.num_live_requests,
             num_encoding_requests=self.num_encoding_requests,
             num_waiting_messages=self._link.num_waiting_messages,
+            num_waiting_characters=self._encoder.num_waiting_characters,
         )

@@ -45,7 +45,7 @@ class SpecialGuard:
         self._alphabet = sorted(set().union(*self._spellings))
         self._starts = _Beginnings(self._spellings)
         self._reversed_ends = _Beginnings([spelling[::-1] for spelling in self._spellings])
-        self._splitter = SpecialSplitter({text: index for index, text in enumerate(self._spellings)}, frozenset())
+        self._splitter = SpecialSplitter({text: index for index, text in enumerate(self._spellings)})
 
     def conceal(self, value: Any, beside: str) -> Concealed:
         """`value`, of JSON's types, with the special tokens in its strings and keys concealed.

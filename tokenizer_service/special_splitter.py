@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from tokenizers import AddedToken, Tokenizer, models
 
+from tokenizer_service.stripped_spaces import StrippedSpaces
+
 _TEXT_ID = 0
 
 
@@ -13,15 +15,16 @@ class SpecialSplitter:
     """Cuts a text into special tokens and the text between them.
 
     The leftmost match is taken, of those that start at the same character the longest. (llama.cpp takes the longest
-    match of the whole text first, and only ASCII's white space after a token: the two differ where special tokens
-    overlap, and before other white space.)
+    match of the whole text first, and only ASCII's white space beside a token: the two differ where special tokens
+    overlap, and beside other white space.)
     """
 
-    def __init__(self, ids: Mapping[str, int], strip_after: frozenset[int]) -> None:
-        """`ids` by spelling, none empty; white space after those in `strip_after` belongs to them."""
+    def __init__(self, ids: Mapping[str, int], stripped: StrippedSpaces | None = None) -> None:
+        """`ids` by spelling, none empty; `stripped`: those to which white space beside them belongs."""
+        before, after = stripped or (frozenset(), frozenset())
         self._tokenizer = Tokenizer(models.WordLevel({"": _TEXT_ID}, unk_token=""))
         self._tokenizer.add_special_tokens(
-            [AddedToken(text, normalized=False, rstrip=ids[text] in strip_after) for text in ids]
+            [AddedToken(text, normalized=False, lstrip=ids[text] in before, rstrip=ids[text] in after) for text in ids]
         )
         self._ids = {self._tokenizer.token_to_id(text): token_id for text, token_id in ids.items()}
 

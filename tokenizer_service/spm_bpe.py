@@ -21,6 +21,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import TOKENS_KEY
+from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY
 from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
 
 SPACE = "▁"
@@ -29,21 +31,19 @@ _UNKNOWN = "\0unknown"  # no pair leads to it, so no text can give it
 
 # Sum of squared lengths of tokens, in characters, which bounds the work of `_pairs`. Llama 2's is near 2^20.
 _MAX_SQUARED_LENGTHS = 1 << 31
-_ADD_SPACE_PREFIX_KEY = "tokenizer.ggml.add_space_prefix"
 
 
 class SpmBpe:
     """Encodes text without special tokens, and gives the bytes of tokens."""
 
-    add_bos = True
-    add_eos = False
+    added = AddedByDefault(bos=True)
 
     def __init__(self, reader: GGUFReader, table: TokenTable, unk_id: int | None) -> None:
         """Build from the file's scores. `unk_id` stands for characters that neither a token nor byte tokens give.
 
         Raises ModelFileError for scores that do not fit the tokens, and tokens too long to be cut into pairs.
         """
-        self.add_space_prefix = reader.get_bool(_ADD_SPACE_PREFIX_KEY, True)
+        self.add_space_prefix = reader.get_bool(ADD_SPACE_PREFIX_KEY, True)
         self._prefix = SPACE if self.add_space_prefix else ""
         self._ids = _ids_from_text(table)
         self._byte_ids = {table.byte_value(token_id): token_id for token_id in table.of_kind(TokenKind.BYTE)}
@@ -61,9 +61,7 @@ class SpmBpe:
         tokenizer = Tokenizer(
             models.BPE(ids | unknown, pairs, byte_fallback=True, unk_token=_UNKNOWN if unknown else None)
         )
-        if not any(SPACE in text.lstrip(SPACE) for text in self._ids):
-            # No token goes on after a word, so words can be merged one by one, and those seen before are looked up.
-            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
+        tokenizer.pre_tokenizer = words_between_spaces(self._ids)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -85,6 +83,16 @@ class SpmBpe:
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
         return text.replace(SPACE, " ").encode("utf-8")
+
+
+def words_between_spaces(texts: Iterable[str]) -> pre_tokenizers.PreTokenizer | None:
+    """Cuts a text before its spaces, if none of the token `texts` goes on after a word; else None.
+
+    Then the words can be encoded one by one, and those seen before are looked up.
+    """
+    if any(SPACE in text.lstrip(SPACE) for text in texts):
+        return None
+    return pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
 
 
 def merge_by_score(text: str, scores: Mapping[str, float]) -> list[str]:

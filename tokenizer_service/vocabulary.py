@@ -1,64 +1,29 @@
 """A model's vocabulary, built from the GGUF file's own: text to token ids and back.
 
-Encodes as llama.cpp does (src/llama-vocab.cpp, commit 00ad355e, `llama_vocab::impl::tokenize`): special tokens are
-cut out first, the text between them goes to the vocabulary's own algorithm. One departure: text never gives a control
-or unused token unless it is asked to, even where the algorithm could join one.
+Encodes as llama.cpp does (src/llama-vocab.cpp, `llama_vocab::impl::tokenize`): special tokens are cut out first, the
+text between them goes to the vocabulary's own algorithm. One departure: text never gives a control or unused token
+unless it is asked to, even where the algorithm could join one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Iterable, Mapping
+from typing import Self
 
-from service_common.errors import InvalidArgumentError, ModelFileError
+from service_common.errors import InvalidArgumentError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, SpecialTokens
-from tokenizer_service.byte_level_bpe import ByteLevelBpe
+from tokenizer_service.added_tokens import AddedTokens
+from tokenizer_service.encode_cache import EncodeCache
 from tokenizer_service.special_splitter import SpecialSplitter
-from tokenizer_service.spm_bpe import SpmBpe
+from tokenizer_service.stripped_spaces import StrippedSpaces, stripped_spaces
+from tokenizer_service.text_models import Source, build_text_model
 from tokenizer_service.token_table import TokenKind, TokenTable
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 _SPECIAL = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN))
 # Spelled in the file as in text, and looked for in text before anything else.
 _VERBATIM = _SPECIAL | {TokenKind.USER_DEFINED}
-
-
-class TextModel(Protocol):
-    """The algorithm of one kind of vocabulary."""
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether begin-of-text is added where the file does not say."""
-
-    @property
-    def add_eos(self) -> bool:
-        """Whether end-of-text is added where the file does not say."""
-
-    @property
-    def add_space_prefix(self) -> bool:
-        """Whether `encode` puts a space before its text."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, not empty, in which special tokens are not looked for."""
-
-    def text_bytes(self, text: str) -> bytes:
-        """The bytes that a normal token's spelling stands for."""
-
-
-class _Source(NamedTuple):
-    """What a TextModel is built from; `pre_tokenizer` overrides the file's rule."""
-
-    reader: GGUFReader
-    table: TokenTable
-    special: SpecialTokens
-    pre_tokenizer: str | None
-
-
-_TEXT_MODELS: Mapping[str, Callable[[_Source], TextModel]] = {
-    "gpt2": lambda source: ByteLevelBpe(source.reader, source.table, source.pre_tokenizer),
-    "llama": lambda source: SpmBpe(source.reader, source.table, source.special.unk_id),
-}
 
 
 class Vocabulary:
@@ -68,51 +33,51 @@ class Vocabulary:
         size: number of tokens; ids are 0 to size − 1.
         model: the kind of vocabulary, as `tokenizer.ggml.model` names it.
         special: the ids that have a meaning, among them those that end a generation.
-        add_bos, add_eos: what `encode` adds with `add_special`.
+        added: what `encode` puts around a text with `add_special`.
         add_space_prefix: whether `encode` puts a space before text, which `decode` takes away.
     """
 
-    def __init__(self, source: _Source, model: str) -> None:
+    def __init__(self, source: Source, cache: EncodeCache | None) -> None:
         self._table = source.table
-        self._text_model = _TEXT_MODELS[model](source)
+        self._text_model = build_text_model(source)
+        self._encode_text = cache.wrap(self._text_model.encode) if cache else self._text_model.encode
         self._bytes: list[bytes | None] = [None] * len(source.table)
         self.size = len(source.table)
-        self.model = model
+        self.model = source.reader.get_str(MODEL_KEY)
         self.special = source.special
-        self.add_bos = _adds(source.reader, "bos", self._text_model.add_bos, self.special.bos_id)
-        self.add_eos = _adds(source.reader, "eos", self._text_model.add_eos, self.special.eos_id)
+        self.added = AddedTokens.from_gguf(source.reader, source.special, self._text_model.added)
         self.add_space_prefix = self._text_model.add_space_prefix
-        strip_after = self._strip_after(source.reader)
-        self._plain = self._splitter(frozenset((TokenKind.USER_DEFINED,)), strip_after)
-        self._parsing = self._splitter(_VERBATIM, strip_after)
+        stripped = stripped_spaces(source.reader, source.table)
+        self._plain = self._splitter(frozenset((TokenKind.USER_DEFINED,)), stripped)
+        self._parsing = self._splitter(_VERBATIM, stripped)
 
     @classmethod
-    def from_gguf(cls, reader: GGUFReader, *, pre_tokenizer: str | None = None) -> Self:
+    def from_gguf(
+        cls, reader: GGUFReader, *, pre_tokenizer: str | None = None, cache: EncodeCache | None = None
+    ) -> Self:
         """Build from a file's `tokenizer.*`, which may have no tensors; `pre_tokenizer` overrides the rule it names.
+
+        `cache` keeps the ids of long texts.
 
         Raises ModelFileError for a kind of vocabulary or a rule that is not known, and for whatever does not fit.
         """
-        model = reader.get_str(MODEL_KEY)
-        if model not in _TEXT_MODELS:
-            known = ", ".join(_TEXT_MODELS)
-            raise ModelFileError(reader.name, MODEL_KEY, model, f"this kind of vocabulary is not supported: {known}")
         special = SpecialTokens.from_gguf(reader)
         table = TokenTable.from_gguf(reader, special)
-        return cls(_Source(reader, table, special, pre_tokenizer), model)
+        return cls(Source(reader, table, special, pre_tokenizer), cache)
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
 
-        `add_special` adds begin- and end-of-text as the model asks. Control tokens spelled in the text stay text
-        unless `parse_special`; user-defined ones are always taken as such. Raises InvalidArgumentError for text that
-        is not Unicode (lone surrogates).
+        `add_special` adds begin- and end-of-text, or a separator, as the model asks. Control tokens spelled in the
+        text stay text unless `parse_special`; user-defined ones are always taken as such. Raises InvalidArgumentError
+        for text that is not Unicode (lone surrogates).
         """
         if not text.isascii():
             _check_unicode(text)
-        ids = self._added_bos if add_special else []
+        ids = _listed(self.added.before) if add_special else []
         for part in (self._parsing if parse_special else self._plain).split(text):
-            ids += [part] if isinstance(part, int) else self._text_model.encode(part)
-        return ids + self._added_eos if add_special else ids
+            ids += [part] if isinstance(part, int) else self._encode_text(part)
+        return ids + _listed(self.added.after) if add_special else ids
 
     def encode_chat(self, text: str, concealed: Mapping[int, str]) -> list[int]:
         """Token ids of a rendered conversation, in which special tokens are taken as such.
@@ -121,12 +86,14 @@ class Vocabulary:
         Begin- and end-of-text are added as the model asks, unless the text has them already.
         Source: llama.cpp, tools/server and common/chat.cpp: a template's own begin-of-text gives way to the model's.
         """
-        text = text.removeprefix(self.bos_text) if self.add_bos else text
-        text = text.removesuffix(self.eos_text) if self.add_eos else text
-        ids = self._added_bos
+        text = text.removeprefix(self._spelling(self.added.before)).removesuffix(self._spelling(self.added.after))
+        ids = _listed(self.added.before)
         for part in self._parsing.split(text):
-            ids += [part] if isinstance(part, int) else self._text_model.encode(part.translate(concealed))
-        return ids + self._added_eos
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode_text(part.translate(concealed) if concealed else part)
+        return ids + _listed(self.added.after)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a whole sequence of tokens, without the space that `encode` puts before it.
@@ -171,12 +138,12 @@ class Vocabulary:
     @property
     def bos_text(self) -> str:
         """How begin-of-text is spelled; "" where the model has none."""
-        return "" if self.special.bos_id is None else self._table.texts[self.special.bos_id]
+        return self._spelling(self.special.bos_id)
 
     @property
     def eos_text(self) -> str:
         """How end-of-text is spelled; "" where the model has none."""
-        return "" if self.special.eos_id is None else self._table.texts[self.special.eos_id]
+        return self._spelling(self.special.eos_id)
 
     def special_spellings(self) -> list[str]:
         """How the tokens are spelled that steer the model or its machinery, and that no user's text may give."""
@@ -187,18 +154,13 @@ class Vocabulary:
         """How the tokens are spelled that any text gives, before anything else is looked for in it."""
         return [self._table.texts[token_id] for token_id in self._table.of_kind(TokenKind.USER_DEFINED)]
 
-    @property
-    def _added_bos(self) -> list[int]:
-        return [self.special.bos_id] if self.add_bos and self.special.bos_id is not None else []
-
-    @property
-    def _added_eos(self) -> list[int]:
-        return [self.special.eos_id] if self.add_eos and self.special.eos_id is not None else []
-
     def token_spelling(self, token_id: int) -> str:
         """The token as the file spells it. Raises InvalidArgumentError for an id that is not in the vocabulary."""
         self._check_id(token_id)
         return self._table.texts[token_id]
+
+    def _spelling(self, token_id: int | None) -> str:
+        return "" if token_id is None else self._table.texts[token_id]
 
     def _spelled(self, token_id: int) -> bytes:
         kind, text = self._table.kinds[token_id], self._table.texts[token_id]
@@ -218,28 +180,14 @@ class Vocabulary:
         if not 0 <= token_id < self.size:
             raise InvalidArgumentError("token_ids", token_id, f"must be 0 to {self.size - 1}")
 
-    def _splitter(self, kinds: frozenset[TokenKind], strip_after: frozenset[int]) -> SpecialSplitter:
+    def _splitter(self, kinds: frozenset[TokenKind], stripped: StrippedSpaces) -> SpecialSplitter:
         texts = {self._table.texts[token_id]: token_id for token_id in self._table.of_kind(*kinds)}
         texts.pop("", None)
-        return SpecialSplitter(texts, strip_after)
-
-    def _strip_after(self, reader: GGUFReader) -> frozenset[int]:
-        """Phi-3's special tokens take the white space after them, which the file does not say.
-
-        Source: llama.cpp, `llama_vocab::impl::load`, "Handle per token attributes".
-        """
-        name = reader.get_str("general.name", "").lower()
-        if "phi-3" not in name and "phi3" not in name:
-            return frozenset()
-        exempt = {self.token_id(text) for text in ("<unk>", "<s>", "<|endoftext|>")}
-        return frozenset(self._table.of_kind(*_VERBATIM)) - exempt
+        return SpecialSplitter(texts, stripped)
 
 
-def _adds(reader: GGUFReader, name: str, default: bool, token_id: int | None) -> bool:
-    key = f"tokenizer.ggml.add_{name}_token"
-    if key in reader and reader.get_bool(key) and token_id is None:
-        reader.refuse(key, f"the file has no tokenizer.ggml.{name}_token_id")
-    return reader.get_bool(key, default) and token_id is not None
+def _listed(token_id: int | None) -> list[int]:
+    return [] if token_id is None else [token_id]
 
 
 def _check_unicode(text: str) -> None:

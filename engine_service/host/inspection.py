@@ -17,6 +17,7 @@ from service_common.gguf_tensors import TensorInfo
 from service_common.special_tokens import SpecialTokens
 
 T = TypeVar("T")
+_CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class TensorTypeReport:
 class ModelReport:
     """What a file says about its model; None where it says nothing.
 
+    `has_chat_template`: a conversation is rendered by the file's own template, else as plain dialogue.
     `hyperparameters` is None exactly where the model cannot be served, and `problem` then says why.
     `vocabulary_kind` is the tokenizer's model and, after a slash, its pre-tokenizer.
     """
@@ -50,6 +52,7 @@ class ModelReport:
     context_length: int | None
     vocabulary_size: int | None
     vocabulary_kind: str | None
+    has_chat_template: bool
     hyperparameters: Hyperparameters | None
     problem: str | None
     tensor_types: tuple[TensorTypeReport, ...]
@@ -74,6 +77,7 @@ def inspect_model(path: str | os.PathLike[str]) -> ModelReport:
             context_length=_optional(reader.get_int, f"{architecture}.context_length"),
             vocabulary_size=None if tokens is None else len(tokens),
             vocabulary_kind=_vocabulary_kind(reader),
+            has_chat_template=_CHAT_TEMPLATE_KEY in reader,
             hyperparameters=hyperparameters,
             problem=problem,
             tensor_types=tuple(_tensor_types(reader.tensors.values())),
@@ -133,6 +137,7 @@ def render(report: ModelReport) -> str:
         ("parameters", f"{report.num_parameters:,}"),
         ("context length", report.context_length),
         ("vocabulary", vocabulary),
+        ("chat template", "the model's" if report.has_chat_template else "none: plain dialogue"),
     ]
     if report.hyperparameters is not None:
         shown_above = {"architecture", "context_length", "vocab_size"}

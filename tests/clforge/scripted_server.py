@@ -38,9 +38,9 @@ def accepted(request_id: int = 0) -> Update:
     return Update(request_id=request_id, accepted=generation_pb2.Accepted(global_id="g", seed=7, num_prompt_tokens=3))
 
 
-def delta(sequence: int, text: str, request_id: int = 0, num_tokens: int = 1) -> Update:
+def delta(sequence: int, text: str, request_id: int = 0, num_tokens: int = 1, **fields: Any) -> Update:
     """A piece of choice 0."""
-    piece = generation_pb2.Delta(text=text, token_ids=[1] * num_tokens, num_tokens=num_tokens)
+    piece = generation_pb2.Delta(text=text, token_ids=[1] * num_tokens, num_tokens=num_tokens, **fields)
     return Update(request_id=request_id, sequence=sequence, delta=piece)
 
 

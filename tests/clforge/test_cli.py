@@ -19,7 +19,6 @@ import pytest
 
 from clforge import cli
 from clforge.cli import exit_codes
-from clforge.cli.child import Child
 from clforge.cli.generate import summary
 from clforge.events import Finished, FinishReason, Timings, Usage
 from clforge.v1 import generation_pb2
@@ -27,6 +26,7 @@ from engine_service.host import doctor
 from engine_service.host.doctor import Finding, Level
 from engine_service.host.first_contact import NO_DEVICE, ProbeReport
 from engine_service.host.linker import DRIVERS_OWN
+from service_common.child import Child
 from tests.clforge.scripted_server import ScriptedServer, accepted, delta, failed, finished, running, status
 
 
@@ -83,6 +83,8 @@ async def run(*arguments: str, stdin: bytes = b"") -> Ended:
         ["generate", "-p", "x", "--device", "0", "--target", "t"],
         ["generate", "-p", "x", "--threads", "1", "--target", "t"],
         ["generate", "-p", "x", "--system", "y"],
+        ["serve", "--workers", "2", "--grpc", "unix:/tmp/x/y"],
+        ["serve", "--workers", "2", "--metrics", "127.0.0.1:9466", "--tokenizer-metrics", "127.0.0.1:9465"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_a_message(
@@ -102,7 +104,8 @@ def test_help_names_every_command_and_the_exit_codes(
     """Help and version are results: standard output, exit code 0."""
     ended = clforge(capfd, monkeypatch, "--help")
     assert ended.code == 0
-    commands = ("serve", "engine", "tokenizer", "generate", "inspect", "devices", "doctor", "bench")
+    services = ("serve", "engine", "tokenizer")
+    commands = (*services, "generate", "encode", "decode", "inspect", "devices", "doctor", "bench")
     assert all(f"  {name} " in ended.out for name in commands)
     assert "130 interrupted" in ended.out
     assert clforge(capfd, monkeypatch, "--version").out.startswith("clforge ")

@@ -31,6 +31,8 @@ def test_it_counts_what_the_file_holds(tmp_path: Path) -> None:
     assert report.num_parameters == matrices + vectors
     assert (report.architecture, report.name, report.context_length) == ("llama", "tiny llama 1", 256)
     assert (report.vocabulary_size, report.vocabulary_kind) == (302, "llama")
+    assert not report.has_chat_template
+    assert "chat template     none: plain dialogue" in render(report)
     q8_0, f32 = report.tensor_types
     assert (q8_0.type, q8_0.num_tensors, q8_0.file_bytes) == ("Q8_0", 15, matrices // 32 * 34)
     assert q8_0.device_bytes == (matrices + 2 * 64) // 32 * 34  # 302 rows are padded to 304

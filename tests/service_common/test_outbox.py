@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Accepted, Delta, Finished, Update
+from clforge.v1.generation_pb2 import (
+    FINISH_REASON_STOP,
+    SECTION_ANSWER,
+    SECTION_REASONING,
+    Accepted,
+    Delta,
+    Finished,
+    Update,
+)
 from service_common.outbox import MAX_DELTA_TOKENS, Outbox
 
 
@@ -33,6 +41,19 @@ async def test_a_late_writer_gets_one_delta_per_choice() -> None:
         (0, 2, []),
     ]
     assert batch[1].delta.num_tokens == 5
+
+
+async def test_deltas_of_two_sections_stay_apart() -> None:
+    """What waits is merged within a section only, so a delta is all of one."""
+    outbox = Outbox()
+    for section, text in ((SECTION_REASONING, "a"), (SECTION_REASONING, "b"), (SECTION_ANSWER, "c")):
+        outbox.delta(1, 0, Delta(text=text, section=section))
+    outbox.close()
+    [batch] = await batches(outbox)
+    assert [(update.sequence, update.delta.section, update.delta.text) for update in batch] == [
+        (0, SECTION_REASONING, "ab"),
+        (1, SECTION_ANSWER, "c"),
+    ]
 
 
 async def test_a_delta_does_not_grow_without_end() -> None:
@@ -113,8 +134,9 @@ def test_a_batch_takes_in_what_comes_while_its_writer_waits_for_its_turn() -> No
         batches = []
         async for batch in outbox.batches(turn):
             batches.append(batch)
-            outbox.finished(1, 0, Finished())
-            outbox.close()
+            if len(batches) == 1:
+                outbox.finished(1, 0, Finished())
+                outbox.close()
         assert turns == 1
         return batches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class FakeEngine(EngineServiceServicer):
         self.gate = asyncio.Event()
         self.gate.set()
         self.live: dict[str, _Request] = {}
+        self._global_ids = itertools.count(1)
         self.submits: list[pb.TokenSubmit] = []
         self.stops: list[tuple[int, int]] = []
         self.granted_tokens = 0
@@ -207,7 +209,7 @@ class FakeEngine(EngineServiceServicer):
             return
         params = submit.params
         request = _Request(submit, asyncio.Semaphore(params.initial_credit), not params.HasField("initial_credit"))
-        global_id = f"{submit.request_id:032x}"
+        global_id = f"{next(self._global_ids):032x}"
         mine[submit.request_id] = self.live[global_id] = request
         accepted = Accepted(global_id=global_id, seed=7, numerics_id="clf1", num_prompt_tokens=len(submit.token_ids))
         updates.put_nowait(Update(request_id=submit.request_id, accepted=accepted))

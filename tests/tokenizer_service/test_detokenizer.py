@@ -8,17 +8,25 @@ from pathlib import Path
 import pytest
 
 from service_common.gguf_reader import GGUFReader
-from tests.tokenizer_service.vocabulary_builder import bpe_keys, spm_keys, vocabulary
+from tests.tokenizer_service.vocabulary_builder import (
+    bpe_keys,
+    character_bpe_keys,
+    rwkv_keys,
+    spm_keys,
+    unigram_keys,
+    vocabulary,
+    word_piece_keys,
+)
 from tokenizer_service.detokenizer import Detokenizer
 from tokenizer_service.vocabulary import Vocabulary
 
 
 def _check_law(tokens: Vocabulary, ids: list[int], *, skip_special: bool) -> None:
     detokenizer = Detokenizer(tokens, skip_special=skip_special)
-    texts = []
+    texts, num_silent = [], sum(not tokens.token_bytes(token_id, skip_special=skip_special) for token_id in ids)
     for token_id in ids:
         texts.append(detokenizer.push(token_id))
-        assert detokenizer.held_tokens <= 3
+        assert detokenizer.held_tokens <= 3 + num_silent
     texts.append(detokenizer.flush())
     for text in texts:
         text.encode("utf-8")
@@ -33,7 +41,7 @@ def _check_random_ids(tokens: Vocabulary, num_sequences: int, seed: int) -> None
     for _ in range(num_sequences):
         share = rng.choice((0.0, 0.5, 0.9))
         ids = [
-            rng.choice(partial) if rng.random() < share else rng.randrange(tokens.size)
+            rng.choice(partial) if partial and rng.random() < share else rng.randrange(tokens.size)
             for _ in range(rng.randrange(12))
         ]
         _check_law(tokens, ids, skip_special=rng.random() < 0.5)
@@ -47,10 +55,13 @@ def _is_text(raw: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("keys", [spm_keys(), bpe_keys()], ids=["spm", "bpe"])
+@pytest.mark.parametrize(
+    "keys", [spm_keys(), bpe_keys(), unigram_keys(), word_piece_keys(), character_bpe_keys(), rwkv_keys()]
+)
 def test_deltas_concatenated_are_the_whole_text(keys: dict[str, object]) -> None:
-    """For 10,000 random sequences of ids the deltas are valid UTF-8 and, concatenated, the text of all ids. (CLI-5)"""
-    _check_random_ids(vocabulary(keys), 10_000, seed=1)
+    """For 17,000 random sequences of ids of each kind of vocabulary, 102,000 in all, the deltas are valid UTF-8 and,
+    concatenated, the text of all ids. (CLI-5)"""
+    _check_random_ids(vocabulary(keys), 17_000, seed=1)
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3"])

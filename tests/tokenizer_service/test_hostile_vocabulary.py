@@ -7,14 +7,22 @@ from typing import Any
 import pytest
 
 from service_common.errors import ModelFileError
-from tests.tokenizer_service.vocabulary_builder import bpe_keys, spm_keys, vocabulary
+from tests.tokenizer_service.vocabulary_builder import (
+    bpe_keys,
+    character_bpe_keys,
+    rwkv_keys,
+    spm_keys,
+    unigram_keys,
+    vocabulary,
+    word_piece_keys,
+)
 from tokenizer_service.token_table import MAX_TOKEN_BYTES
 
 _EMPTY: list[str] = []
 _SPM = spm_keys()
 _TOKENS = "tokenizer.ggml.tokens"
 _HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown kind": (spm_keys(model="rwkv"), r"tokenizer\.ggml\.model is rwkv; .* not supported"),
+    "unknown kind": (spm_keys(model="hybriddna"), r"tokenizer\.ggml\.model is hybriddna; .* not supported"),
     "kind absent": (spm_keys(model=None), r"tokenizer\.ggml\.model is absent"),
     "unknown rule": (bpe_keys(pre="new-rule"), r"tokenizer\.ggml\.pre is new-rule; this pre-tokenizer rule"),
     "no tokens": (spm_keys(tokens=_EMPTY), r"tokens is an array of 0 values; a vocabulary has at least one"),
@@ -39,6 +47,24 @@ _HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "merge to unknown": (bpe_keys(merges=["q z"]), r"merges\[0\] is q z"),
     "merge without a space": (bpe_keys(merges=["he"]), r"merges\[0\] is he"),
     "empty merge": (bpe_keys(merges=[""]), r"merges\[0\] is "),
+    "separator too high": (word_piece_keys(seperator_token_id=99), r"seperator_token_id is 99; must be 0 to"),
+    "separator wanted, none there": (
+        word_piece_keys(seperator_token_id=None, add_sep_token=True),
+        r"add_sep_token is True; the file has no tokenizer\.ggml\.seperator_token_id",
+    ),
+    "map of characters": (unigram_keys(precompiled_charsmap=b"\0" * 9), r"precompiled_charsmap is an array of 9 bytes"),
+    "unigram score infinite": (unigram_keys(scores=[float("-inf")] * 45), r"scores\[0\] is -inf; must be finite"),
+    "unigram scores missing": (unigram_keys(scores=[0.0] * 4), r"length of .*scores is 4; must be 45"),
+    "long unigram token": (
+        unigram_keys(tokens=[*unigram_keys()[_TOKENS][:-2], "x" * 257, "<extra_id_0>"]),
+        r"tokens\[43\] is .*; a token of this kind of vocabulary has at most 256 characters",
+    ),
+    "long RWKV token": (
+        rwkv_keys(tokens=[*rwkv_keys()[_TOKENS][:-1], "x" * 257]),
+        r"tokens\[263\] is .*at most 256 bytes",
+    ),
+    "characters' merge of unknown": (character_bpe_keys(merges=["q z"]), r"merges\[0\] is q z; must be two tokens"),
+    "characters' merges absent": (character_bpe_keys(merges=None), r"merges is absent"),
     "many long tokens": (
         spm_keys(tokens=[f"{n:04}" + "x" * 4000 for n in range(302)], token_type=None),
         r"squared lengths of tokenizer\.ggml\.tokens is \d+; must be at most",

@@ -33,6 +33,10 @@ def test_the_rule_can_be_overridden() -> None:
         ("tekken", "HTTPServer12", ["HTTPServer", "1", "2"]),
         ("superbpe", "a1234567", ["a", "1", "234", "567"]),
         ("afmoe", "a1234567", ["a", "1", "234", "567"]),
+        ("afmoe", "12  1234567890 x", ["12", "··", "1", "234", "567", "890", "·x"]),
+        ("tiny_aya", "a  1234 1234x", ["a", "··", "1", "234", "·", "123", "4", "x"]),
+        ("superbpe", "1000² 12 123456", ["1", "000²", "·", "12", "·", "123", "456"]),
+        ("glm5", "x \n\n  \n  y", ["x", "·⏎⏎··⏎", "·", "·y"]),
         ("kimi-k2", "abc我想Def", ["abc", "我想", "Def"]),
         ("default", "a 12345$", ["a", "·", "123", "45", "$"]),
     ],
@@ -44,11 +48,19 @@ def test_rules_cut_words(rule: str, text: str, words: list[str]) -> None:
     assert [word.replace(" ", "·").replace("\n", "⏎") for word in spelled] == words
 
 
+def test_ten_million_spaces_are_no_panic() -> None:
+    """A run of white space longer than the steps back that the library allows an expression is cut like any other."""
+    text = "a" + " " * 10_200_000 + "b"
+    cut = words_of(PRE_TOKENIZERS["llama-bpe"]).pre_tokenize_str(text)
+    assert [end - start for _, (start, end) in cut] == [1, 10_199_999, 2]
+
+
 @pytest.mark.parametrize("rule", PRE_TOKENIZERS)
 def test_every_rule_loses_nothing(rule: str) -> None:
     """Every known rule can be built, and text passes through it unchanged, in time that does not explode."""
     tokens, rng = Vocabulary.from_gguf(reader(bpe_keys()), pre_tokenizer=rule), random.Random(4)
-    for text in [random_text(rng, 40) for _ in range(100)] + ["1" * 20000, " " * 20000, "aA" * 10000]:
+    long_words = ["1" * 20_000, " " * 200_000 + "a", "aA" * 10_000, "\u3000" * 60_000 + "!"]
+    for text in [random_text(rng, 40) for _ in range(100)] + long_words:
         started = time.monotonic()
         assert tokens.decode(tokens.encode(text, add_special=False)) == text
         assert time.monotonic() - started < 5

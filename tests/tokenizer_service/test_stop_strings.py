@@ -6,10 +6,11 @@ import codecs
 import random
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from clforge.v1.generation_pb2 import SECTION_UNSPECIFIED
 from service_common.errors import InvalidArgumentError
 from tests.tokenizer_service.vocabulary_builder import bpe_keys, spm_keys, vocabulary
 from tokenizer_service.stop_strings import StopStrings
@@ -22,7 +23,7 @@ class _Found(NamedTuple):
     end: int
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> _Found | None:
+def first_stop(text: str, stops: Sequence[str]) -> _Found | None:
     """By definition: the match that ends first, of those that end together the longest."""
     for end in range(1, len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
@@ -52,7 +53,7 @@ def test_matches_the_definition_however_text_is_cut(include_stop: bool) -> None:
     for _ in range(10_000):
         stops = _random_stops(rng, "ab")
         text = "".join(rng.choices("abc", weights=(5, 5, 1), k=rng.randrange(20)))
-        found = _first_stop(text, stops)
+        found = first_stop(text, stops)
         matcher, delivered, seen, stop = StopStrings(stops, include_stop=include_stop), "", "", None
         for piece in _pieces(rng, text):
             scan = matcher.push(piece)
@@ -101,13 +102,20 @@ def test_long_repetitive_stop_strings_take_constant_time_per_character() -> None
 
 def _run(stream: TextStream[int], ids: Sequence[int]) -> list[Piece[int]]:
     """The pieces of a stream whose payloads are the indices of its tokens."""
-    pieces = []
+    pieces: list[Piece[int]] = []
     for index, token_id in enumerate(ids):
-        pieces.append(stream.push(token_id, index))
-        assert stream.held_tokens == (0 if pieces[-1].stop else index + 1 - sum(len(p.payloads) for p in pieces))
-        if pieces[-1].stop is not None:
+        pieces += stream.push(token_id, index)
+        if pieces and pieces[-1].stop is not None:
+            assert stream.held_tokens == 0
             return pieces
-    return [*pieces, stream.finish()]
+        assert stream.held_tokens == index + 1 - sum(len(piece.payloads) for piece in pieces)
+    return pieces + stream.finish()
+
+
+def _parts(pieces: Sequence[Piece[Any]]) -> list[tuple[str, list[Any], str | None]]:
+    """Pieces of a stream whose sections are not told apart."""
+    assert all(piece.section == SECTION_UNSPECIFIED for piece in pieces)
+    return [(piece.text, piece.payloads, piece.stop) for piece in pieces]
 
 
 class _Certain(NamedTuple):
@@ -158,12 +166,13 @@ def test_a_stop_counts_the_tokens_of_the_delivered_text(keys: dict[str, object],
         text = tokens.decode_continuation(ids)
         start = rng.randrange(len(text) + 1)
         stops = [text[start : start + rng.randint(1, 3)] or "?", *_random_stops(rng, "the ")]
-        found = _first_stop(text, stops)
+        found = first_stop(text, stops)
         pieces = _run(TextStream(tokens, stops, include_stop=include_stop), ids)
         delivered = "".join(piece.text for piece in pieces)
         payloads = [index for piece in pieces for index in piece.payloads]
         if found is None:
-            assert (delivered, payloads, pieces[-1].stop) == (text, [*range(len(ids))], None)
+            assert (delivered, payloads) == (text, [*range(len(ids))])
+            assert all(piece.stop is None for piece in pieces)
             continue
         num_stopped += 1
         assert pieces[-1].stop == text[found.start : found.end]
@@ -177,10 +186,7 @@ def test_a_stop_inside_a_token_delivers_the_tokens_first_part() -> None:
     tokens = vocabulary(bpe_keys())
     ids = tokens.encode("hello<tool>hello")
     pieces = _run(TextStream(tokens, ["lo<tool>"]), ids)
-    assert [(piece.text, piece.payloads, piece.stop) for piece in pieces] == [
-        ("hel", [0], None),
-        ("", [], "lo<tool>"),
-    ]
+    assert _parts(pieces) == [("hel", [0], None), ("", [], "lo<tool>")]
 
 
 def test_held_tokens_are_released_together_when_the_stop_fails() -> None:
@@ -188,11 +194,8 @@ def test_held_tokens_are_released_together_when_the_stop_fails() -> None:
     tokens = vocabulary(bpe_keys())
     stream = TextStream[str](tokens, ["abc"])
     ids = tokens.encode("abx")
-    assert [stream.push(token_id, name) for token_id, name in zip(ids, "abx", strict=True)] == [
-        ("", [], None),
-        ("", [], None),
-        ("abx", ["a", "b", "x"], None),
-    ]
+    steps = [_parts(stream.push(token_id, name)) for token_id, name in zip(ids, "abx", strict=True)]
+    assert steps == [[], [], [("abx", ["a", "b", "x"], None)]]
     assert stream.held_tokens == 0
 
 
@@ -203,4 +206,4 @@ def test_the_end_of_a_stream_delivers_what_was_held() -> None:
     stream.push(tokens.token_id("a") or 0, 0)
     stream.push(3 + 0xE2, 1)
     assert stream.held_tokens == 2
-    assert stream.finish() == ("a\ufffd", [0, 1], None)
+    assert _parts(stream.finish()) == [("a\ufffd", [0, 1], None)]

@@ -23,6 +23,7 @@ from tests.tokenizer_service.tokenizer_world import (
     rpc_failure,
     world,
 )
+from tokenizer_service.encode_cache import MIN_CHARACTERS
 
 WAIT_SECONDS = 5.0
 
@@ -103,7 +104,8 @@ async def test_no_series_stays_unfed(tmp_path: Path) -> None:
     async with world(tmp_path) as service:
         most: dict[str, float] = {}
         watching = asyncio.create_task(_watch(service, most))
-        await service.stub.Complete(plain())
+        for _ in range(2):
+            await service.stub.Complete(plain("x" * MIN_CHARACTERS))
         await service.stub.Complete(plain(stopping=StopParams(max_tokens=3)))
         await service.stub.Complete(plain(timeout=Duration(nanos=1)))
         await rpc_failure(service.stub.Complete(pb.CompleteRequest()))

@@ -20,9 +20,10 @@ _SEPARATOR = "\n__ggml_vocab_test__\n"
 _EMPTY: list[str] = []
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2"])
+@pytest.mark.parametrize("name", ["bert-bge", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2"])
 def test_real_vocabularies_give_llama_cpps_ids(shared_data: Path, name: str) -> None:
-    """Every test text of a real vocabulary gives exactly llama.cpp's ids, and the ids give the text back."""
+    """Every test text of a real vocabulary gives exactly llama.cpp's ids, and the ids give the text back, unless words
+    are all that is encoded of it."""
     file = shared_data / "vocab" / f"ggml-vocab-{name}.gguf"
     tokens = Vocabulary.from_gguf(GGUFReader(file))
     texts = Path(f"{file}.inp").read_bytes().decode().split(_SEPARATOR)
@@ -30,7 +31,7 @@ def test_real_vocabularies_give_llama_cpps_ids(shared_data: Path, name: str) -> 
     assert len(texts) == len(expected) > 40
     for text, ids in zip(texts, expected, strict=True):
         assert tokens.encode(text, add_special=False) == ids, repr(text)
-        assert tokens.decode(ids) == text
+        assert tokens.decode(ids) == text or name == "bert-bge"
 
 
 def test_token_count_is_the_files(shared_data: Path) -> None:
@@ -40,9 +41,9 @@ def test_token_count_is_the_files(shared_data: Path) -> None:
 
 
 def test_byte_level_round_trip_is_exact() -> None:
-    """Any Unicode text survives encode and decode of a byte-level vocabulary."""
+    """Any of 100,000 random Unicode texts survives encode and decode of a byte-level vocabulary."""
     tokens, rng = vocabulary(bpe_keys()), random.Random(1)
-    for _ in range(5000):
+    for _ in range(100_000):
         text = random_text(rng)
         assert tokens.decode(tokens.encode(text, add_special=False)) == text
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from clforge.v1 import tokenizer_pb2 as pb
-from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Finished, GenerationParams, Update
+from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Delta, Finished, GenerationParams, Update
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub, add_TokenizerServiceServicer_to_server
 from service_common.addresses import parse_target
 from service_common.errors import RequestError
@@ -22,13 +22,15 @@ from service_common.health import Health
 from service_common.rpc import make_channel, make_server
 from service_common.status import from_rpc_error, from_status
 from tests.tokenizer_service.fake_engine import FakeEngine, byte_tokens
-from tokenizer_service.__main__ import Readiness
 from tokenizer_service.chat_encoder import ChatEncoder
+from tokenizer_service.encode_cache import EncodeCache
 from tokenizer_service.encoder import INLINE_CHARACTERS, Encoder
 from tokenizer_service.engine_client import EngineLink
 from tokenizer_service.metrics import TokenizerMetrics
+from tokenizer_service.process import Readiness
 from tokenizer_service.server import SERVICE, TokenizerServer
 from tokenizer_service.sessions import Sessions
+from tokenizer_service.vocabulary_fetch import FetchOptions
 
 if TYPE_CHECKING:
     from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
@@ -78,7 +80,12 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, tokens: Iterable[int] | None = None, *, loading: bool = False, data: bytes | None = None
+    folder: Path,
+    tokens: Iterable[int] | None = None,
+    *,
+    loading: bool = False,
+    data: bytes | None = None,
+    encoder: Encoder | None = None,
 ) -> AsyncIterator[World]:
     """A service whose engine says `tokens` (default: TEXT, byte by byte) in the vocabulary of the tokenizer file
     `data`; clean tables are asserted at the end."""
@@ -87,11 +94,13 @@ async def world(
     engine.loading = loading
     address = f"unix:{folder}/engine"
     await engine.start(address)
-    server, health, encoder = make_server(), Health(SERVICE), Encoder()
+    server, health, encoder = make_server(), Health(SERVICE), encoder or Encoder()
     chat_encoder = ChatEncoder(encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
     async with make_channel(parse_target(address, "--engine")) as to_engine:
-        metrics = TokenizerMetrics(lambda: health.ready)
-        link = EngineLink(to_engine, name=address, on_ready=Readiness(health, metrics))
+        cache = EncodeCache(1 << 20)
+        metrics = TokenizerMetrics(lambda: health.ready, cache)
+        ready, options = Readiness(health, metrics), FetchOptions(cache=cache)
+        link = EngineLink(to_engine, name=address, on_ready=ready, options=options)
         limits = {"max_live_requests": MAX_LIVE_REQUESTS, "max_prompt_bytes": MAX_PROMPT_BYTES}
         sessions = Sessions(link, encoder, chat_encoder, metrics, **limits)
         service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
@@ -121,6 +130,7 @@ class Heard:
     texts: dict[int, str] = field(default_factory=dict)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
     num_tokens: dict[int, int] = field(default_factory=dict)
+    deltas: dict[int, list[Delta]] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
     accepted: bool = False
     next_sequence: dict[int, int] = field(default_factory=dict)
@@ -132,6 +142,7 @@ class Heard:
         assert choice not in self.finished
         self.next_sequence[choice] = update.sequence + 1
         if update.HasField("delta"):
+            self.deltas.setdefault(choice, []).append(update.delta)
             self.texts[choice] = self.texts.get(choice, "") + update.delta.text
             self.token_ids.setdefault(choice, []).extend(update.delta.token_ids)
             self.num_tokens[choice] = self.num_tokens.get(choice, 0) + update.delta.num_tokens

@@ -32,6 +32,17 @@ _MERGES = [
     "</s >",
     "ð Ł",
 ]
+_UNIGRAM_SCORES = {
+    "▁": -2.0,
+    **{letter: -6.0 - rank / 8 for rank, letter in enumerate("etaoinshrdlucmfwypvbgk.,1/2")},
+    **{"▁the": -2.5, "he": -4.0, "▁t": -3.5, "in": -3.75, "▁a": -3.25, "er": -4.5, "▁in": -3.0, "the": -3.875},
+    **{"re": -4.25, "▁her": -5.0, "▁▁": -2.25, "aa": -7.0, "aaa": -8.5},
+}
+_WORD_PIECES = [
+    *("▁hello", "▁he", "▁h", "▁wor", "▁un", "▁a", "▁cafe", "▁中", "▁文", "▁,", "▁!", "▁[", "▁]", "▁u", "▁1"),
+    *("llo", "ld", "aff", "able", "b", "c", "s", "1", "2", "ı", "▁straße", "▁в", "се"),
+]
+_CHARACTER_MERGES = ["h e", "l l", "he ll", "hell o", "▁ w", "▁w o", "▁ ▁", "▁▁ ▁▁", "日 本", "\n \n", "t h", "th e"]
 _SPECIALS = {"<|endoftext|>": TokenType.CONTROL, "<tool>": TokenType.USER_DEFINED, "[UNUSED]": TokenType.UNUSED}
 
 
@@ -53,6 +64,73 @@ def bpe_keys(**changes: Any) -> dict[str, Any]:
         "tokenizer.ggml.merges": list(_MERGES),
         "tokenizer.ggml.bos_token_id": tokens.index("<|endoftext|>"),
         "tokenizer.ggml.eos_token_id": tokens.index("<|endoftext|>"),
+    }
+    return _changed(keys, changes)
+
+
+def unigram_keys(**changes: Any) -> dict[str, Any]:
+    """A Unigram vocabulary: <pad>, </s>, <unk>, pieces with scores, and a user-defined token."""
+    tokens = ["<pad>", "</s>", "<unk>", *_UNIGRAM_SCORES, "<extra_id_0>"]
+    types = [TokenType.CONTROL, TokenType.CONTROL, TokenType.UNKNOWN]
+    types += [TokenType.NORMAL] * len(_UNIGRAM_SCORES) + [TokenType.USER_DEFINED]
+    keys = {
+        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0, 0.0, 0.0, *_UNIGRAM_SCORES.values(), 0.0],
+        "tokenizer.ggml.token_type": [int(token_type) for token_type in types],
+        "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.remove_extra_whitespaces": True,
+    }
+    return _changed(keys, changes)
+
+
+def word_piece_keys(**changes: Any) -> dict[str, Any]:
+    """A WordPiece vocabulary: BERT's special tokens with ids of their own, words and what goes on in words."""
+    special = {
+        "[PAD]": TokenType.CONTROL,
+        "[UNK]": TokenType.UNKNOWN,
+        "[CLS]": TokenType.CONTROL,
+        "[SEP]": TokenType.CONTROL,
+    }
+    tokens = [*special, *_WORD_PIECES]
+    keys = {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*map(int, special.values())] + [int(TokenType.NORMAL)] * len(_WORD_PIECES),
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+    }
+    return _changed(keys, changes)
+
+
+def character_bpe_keys(**changes: Any) -> dict[str, Any]:
+    """A BPE vocabulary whose letters are characters, as Gemma 4's: byte tokens, letters, merges, newlines."""
+    letters = ["▁", "\n", *"abcdehlorwt日本"]
+    merged = [merge.replace(" ", "") for merge in _CHARACTER_MERGES]
+    normal = [*letters, *merged, "\n\n\n"]
+    tokens = ["<pad>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), *normal]
+    types = [TokenType.CONTROL] * 3 + [TokenType.BYTE] * 256 + [TokenType.NORMAL] * len(normal)
+    keys = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(token_type) for token_type in types],
+        "tokenizer.ggml.merges": list(_CHARACTER_MERGES),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    return _changed(keys, changes)
+
+
+def rwkv_keys(**changes: Any) -> dict[str, Any]:
+    """A vocabulary of RWKV's kind: every byte, some words and a token that is not UTF-8."""
+    plain = [chr(byte) if 0x20 <= byte < 0x7F and chr(byte) not in "\\'" else f"\\x{byte:02x}" for byte in range(256)]
+    plain[0x0A], plain[0x5C], plain[0x27] = "\\n", "\\\\", "\\'"
+    tokens = ["<s>", *plain, "the", " the", "then", "\\n\\n", "\\xe6\\x97", "日本", "don\\'t"]
+    keys = {
+        "tokenizer.ggml.model": "rwkv",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(TokenType.CONTROL)] + [int(TokenType.NORMAL)] * (len(tokens) - 1),
     }
     return _changed(keys, changes)
 
@@ -89,6 +167,8 @@ def _encoded(key: str, value: Any) -> bytes:
         return key_value(key, GGUFValueType.BOOL, bytes([value]))
     if isinstance(value, int):
         return key_value(key, GGUFValueType.INT64, struct.pack("<q", value))
+    if isinstance(value, bytes):
+        return array_value(key, GGUFValueType.UINT8, len(value), value)
     if all(isinstance(element, str | bytes) for element in value):
         return array_value(key, GGUFValueType.STRING, len(value), b"".join(map(string, value)))
     if all(isinstance(element, float) for element in value):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from clforge.events import (
         Accepted,
+        ChatTemplateOrigin,
         Choice,
         Completion,
         Delta,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         FinishReason,
         Logprob,
         ModelInfo,
+        Section,
         Timings,
         TokenLogprobs,
         Usage,
@@ -49,6 +51,7 @@ __all__ = [
     "Accepted",
     "AuthenticationError",
     "Chat",
+    "ChatTemplateOrigin",
     "Choice",
     "ClforgeError",
     "Client",
@@ -71,6 +74,7 @@ __all__ = [
     "RenderedChat",
     "Request",
     "RequestCancelledError",
+    "Section",
     "ServerError",
     "Session",
     "StatusError",

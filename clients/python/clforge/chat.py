@@ -20,6 +20,7 @@ class Message(TypedDict, total=False):
     name: str
     tool_calls: Sequence[Mapping[str, Any]]
     tool_call_id: str
+    reasoning_content: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def chat_to_proto(chat: Chat) -> pb.Chat:
         try:
             result.messages.add(**{name: value for name, value in turn.items() if value is not None})
         except (TypeError, ValueError, AttributeError) as error:
-            limit = "must have role and, where they apply, content (a text), name, tool_calls, tool_call_id"
+            others = "name, tool_calls, tool_call_id, reasoning_content"
+            limit = f"must have role and, where they apply, content (a text), {others}"
             raise invalid(f"messages[{index}]", turn, limit) from error
     for index, tool in enumerate(chat.tools):
         _fill(result.tools.add(), tool, f"tools[{index}]")

@@ -23,6 +23,22 @@ class FinishReason(StrEnum):
     DEADLINE = "deadline"
 
 
+class Section(StrEnum):
+    """What a piece of text is part of: the answer, the reasoning before it, a mark around that, or an echoed prompt."""
+
+    ANSWER = "answer"
+    REASONING = "reasoning"
+    MARK = "mark"
+    PROMPT = "prompt"
+
+
+class ChatTemplateOrigin(StrEnum):
+    """Where the chat template comes from: the model's file, or, as it has none, plain dialogue ("User: …")."""
+
+    MODEL = "model"
+    FALLBACK = "fallback"
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Counts of tokens. Of the prompt's, `cached` came from the prefix cache; of the generated, `delivered` arrived."""
@@ -56,10 +72,14 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The chosen token at one position, and the most likely ones, best first."""
+    """The chosen token at one position, and the most likely ones, best first.
+
+    `text_offset` is where the chosen token's text begins in the choice's whole text, in characters.
+    """
 
     chosen: Logprob
     top: tuple[Logprob, ...]
+    text_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +94,17 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of one choice's output, which stands for `num_tokens` tokens. `text` may be empty."""
+    """A piece of one choice's output, which stands for `num_tokens` tokens. `text` may be empty.
+
+    `section` is what all of the text is part of, None where sections are not told apart (see Params).
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     num_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     choice: int = 0
+    section: Section | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +123,14 @@ Event = Accepted | Delta | Finished
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One whole output."""
+    """One whole output. Of the text, `answer` and `reasoning` are these sections, where they are told apart."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finished: Finished
+    answer: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +162,7 @@ class ModelInfo:
     num_parameters: int
     device: str
     version: str
+    chat_template_origin: ChatTemplateOrigin | None = None
 
 
 class UpdateReader:
@@ -181,7 +208,14 @@ def completion_from_proto(response: tokenizer_pb2.CompleteResponse) -> Completio
     if not response.choices:
         raise ProtocolError("the server sent an answer without a choice")
     choices = (
-        Choice(choice.text, tuple(choice.token_ids), _logprobs(choice.logprobs), _finished(choice.finished, index))
+        Choice(
+            text=choice.text,
+            token_ids=tuple(choice.token_ids),
+            logprobs=_logprobs(choice.logprobs),
+            finished=_finished(choice.finished, index),
+            answer=choice.answer,
+            reasoning=choice.reasoning,
+        )
         for index, choice in enumerate(response.choices)
     )
     return Completion(tuple(choices), accepted_from_proto(response.accepted))
@@ -207,6 +241,7 @@ def model_info_from_proto(info: pb.ModelInfo) -> ModelInfo:
         num_parameters=info.num_parameters,
         device=info.device,
         version=info.version,
+        chat_template_origin=_ORIGINS.get(info.chat_template_origin),
     )
 
 
@@ -218,12 +253,28 @@ _REASONS: dict[int, FinishReason] = {
 }
 
 
+# What a newer server may say beyond these is None, as if it said nothing.
+_SECTIONS: dict[int, Section] = {
+    pb.SECTION_ANSWER: Section.ANSWER,
+    pb.SECTION_REASONING: Section.REASONING,
+    pb.SECTION_MARK: Section.MARK,
+    pb.SECTION_PROMPT: Section.PROMPT,
+}
+_ORIGINS: dict[int, ChatTemplateOrigin] = {
+    pb.CHAT_TEMPLATE_ORIGIN_MODEL: ChatTemplateOrigin.MODEL,
+    pb.CHAT_TEMPLATE_ORIGIN_FALLBACK: ChatTemplateOrigin.FALLBACK,
+}
+
+
 def _delta(delta: pb.Delta, choice: int) -> Delta:
-    return Delta(delta.text, tuple(delta.token_ids), delta.num_tokens, _logprobs(delta.logprobs), choice)
+    section = _SECTIONS.get(delta.section)
+    return Delta(delta.text, tuple(delta.token_ids), delta.num_tokens, _logprobs(delta.logprobs), choice, section)
 
 
 def _logprobs(entries: Iterable[pb.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
-    return tuple(TokenLogprobs(_logprob(entry.chosen), tuple(map(_logprob, entry.top))) for entry in entries)
+    return tuple(
+        TokenLogprobs(_logprob(entry.chosen), tuple(map(_logprob, entry.top)), entry.text_offset) for entry in entries
+    )
 
 
 def _logprob(entry: pb.Logprob) -> Logprob:

@@ -25,7 +25,9 @@ class Params(TypedDict, total=False):
     Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`. Ending: `max_tokens`, `min_tokens`,
     `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
     `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
-    likely tokens to report beside the chosen one; `model`: the name of the model wanted.
+    likely tokens to report beside the chosen one; `model`: the name of the model wanted; `echo`: return the prompt's
+    text before the output; `tell_reasoning`: tell reasoning (`<think>`) apart from the answer, which is the default for
+    a Chat where the model knows marks for it.
     """
 
     temperature: float
@@ -46,11 +48,13 @@ class Params(TypedDict, total=False):
     no_cache: bool
     logprobs: int
     model: str
+    echo: bool
+    tell_reasoning: bool
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
-_GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs")
+_GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "echo", "tell_reasoning")
 _LISTS = ("stop", "stop_token_ids")
 
 

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from clforge.cli import exit_codes
 from clforge.cli.local_server import ServerFailed, local_server
 from clforge.client import Client
-from clforge.errors import ClforgeError, ConnectionLostError, UnreachableError
-from clforge.events import Delta, Event, Finished, FinishReason
+from clforge.errors import ClforgeError
+from clforge.events import Delta, Event, Finished, FinishReason, Section
 from clforge.params import Params, Prompt
 from engine_service.config import EngineConfig
 
@@ -84,9 +85,7 @@ async def _generate(target: str, generation: Generation) -> int:
             async with aclosing(events):
                 return await _show(events, generation)
     except ClforgeError as error:
-        sys.stderr.write(f"clforge: {error}\n")
-        lost = isinstance(error, UnreachableError | ConnectionLostError)
-        return exit_codes.UNREACHABLE if lost else exit_codes.FAILED
+        return exit_codes.report(error)
 
 
 async def _show(events: AsyncIterator[Event], generation: Generation) -> int:
@@ -97,7 +96,7 @@ async def _show(events: AsyncIterator[Event], generation: Generation) -> int:
             if generation.as_json:
                 _print(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}, ensure_ascii=False) + "\n")
             elif isinstance(event, Delta):
-                _print(event.text)
+                _print_delta(event)
             if isinstance(event, Finished):
                 end = event
     finally:
@@ -122,6 +121,14 @@ def summary(end: Finished) -> str:
     parts.append(f"prompt {usage.prompt_tokens} tokens ({computed} computed) in {timings.prefill_seconds:.2f} s")
     matched = "" if end.matched_stop is None else f" ({end.matched_stop!r})"
     return "; ".join([*parts, f"ended by {end.reason}{matched}"])
+
+
+def _print_delta(delta: Delta) -> None:
+    """Reasoning and its marks go to standard error, dim on a terminal, all else to standard output."""
+    if delta.section in (Section.REASONING, Section.MARK):
+        Console(stderr=True, soft_wrap=True).print(Text(delta.text, "dim"), end="")
+    else:
+        _print(delta.text)
 
 
 def _print(text: str) -> None:

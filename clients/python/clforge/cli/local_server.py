@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import grpc
 
 from clforge.cli import exit_codes
-from clforge.cli.child import KILL_SECONDS, Child, describe_exit
 from engine_service.config import EngineConfig
 from service_common.addresses import check_exposure, parse_address, private_socket_folder
+from service_common.child import KILL_SECONDS, Child, describe_exit
 from service_common.lifecycle import FLUSH_SECONDS
 from service_common.options import to_argv
 from tokenizer_service.config import TokenizerConfig

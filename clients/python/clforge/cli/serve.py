@@ -12,7 +12,7 @@ from service_common.addresses import check_bindable
 from service_common.errors import ConfigError
 from service_common.lifecycle import Shutdown, announce_ready, run_service
 from service_common.logging import configure_logging
-from service_common.metrics import metrics_address
+from service_common.metrics import metrics_address, metrics_addresses
 from tokenizer_service.config import TokenizerConfig
 
 
@@ -42,12 +42,11 @@ async def serve(engine: EngineConfig, tokenizer: TokenizerConfig) -> int:
 def _check_metrics(engine: EngineConfig, tokenizer: TokenizerConfig) -> None:
     """Refuses addresses under the names that their options have here; the tokenizer itself only knows --metrics."""
     engine_address = metrics_address(engine.metrics, "--metrics", insecure=engine.insecure)
-    address = metrics_address(tokenizer.metrics, "--tokenizer-metrics", insecure=tokenizer.insecure)
-    if address is None:
-        return
-    if engine_address is not None and address.port and str(address) == str(engine_address):
-        raise ConfigError(f"--metrics and --tokenizer-metrics are both {address}; each needs a port of its own")
-    check_bindable(address)
+    option, workers = "--tokenizer-metrics", tokenizer.workers
+    for address in metrics_addresses(tokenizer.metrics, option, workers, insecure=tokenizer.insecure):
+        if engine_address is not None and address.port and str(address) == str(engine_address):
+            raise ConfigError(f"--metrics and {option} are both {address}; each needs a port of its own")
+        check_bindable(address)
 
 
 async def _until_requested(server: LocalServer, shutdown: Shutdown) -> None:

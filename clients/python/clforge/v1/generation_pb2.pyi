@@ -22,6 +22,41 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Section:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Section.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SECTION_UNSPECIFIED: _Section.ValueType  # 0
+    """Sections are not told apart; always from the engine service."""
+    SECTION_ANSWER: _Section.ValueType  # 1
+    """What the model says."""
+    SECTION_REASONING: _Section.ValueType  # 2
+    """What it thinks before, without the marks."""
+    SECTION_MARK: _Section.ValueType  # 3
+    """A mark, and the white space that follows it. A mark that is a control token has no text."""
+    SECTION_PROMPT: _Section.ValueType  # 4
+    """The prompt, returned because of echo."""
+
+class Section(_Section, metaclass=_SectionEnumTypeWrapper):
+    """What a piece of text is part of. Reasoning is what a model thinks before it answers, between <think> and </think>: these marks
+    count wherever the model gives them as tokens of their own; spelled in several tokens, <think> counts only before any answer. A
+    prompt that ends with <think>, as some templates do, makes the output begin within. Reasoning that is cut off has no end mark.
+    """
+
+SECTION_UNSPECIFIED: Section.ValueType  # 0
+"""Sections are not told apart; always from the engine service."""
+SECTION_ANSWER: Section.ValueType  # 1
+"""What the model says."""
+SECTION_REASONING: Section.ValueType  # 2
+"""What it thinks before, without the marks."""
+SECTION_MARK: Section.ValueType  # 3
+"""A mark, and the white space that follows it. A mark that is a control token has no text."""
+SECTION_PROMPT: Section.ValueType  # 4
+"""The prompt, returned because of echo."""
+Global___Section: _TypeAlias = Section  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -57,6 +92,30 @@ FINISH_REASON_DEADLINE: FinishReason.ValueType  # 4
 FINISH_REASON_ERROR: FinishReason.ValueType  # 5
 """It failed; error tells why."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _ChatTemplateOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChatTemplateOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatTemplateOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAT_TEMPLATE_ORIGIN_UNSPECIFIED: _ChatTemplateOrigin.ValueType  # 0
+    """Not said: the engine service does not know."""
+    CHAT_TEMPLATE_ORIGIN_MODEL: _ChatTemplateOrigin.ValueType  # 1
+    """The model's file."""
+    CHAT_TEMPLATE_ORIGIN_FALLBACK: _ChatTemplateOrigin.ValueType  # 2
+    """The file has none: conversations become a plain dialogue, a role and a colon before each turn."""
+
+class ChatTemplateOrigin(_ChatTemplateOrigin, metaclass=_ChatTemplateOriginEnumTypeWrapper):
+    """Where the chat template comes from."""
+
+CHAT_TEMPLATE_ORIGIN_UNSPECIFIED: ChatTemplateOrigin.ValueType  # 0
+"""Not said: the engine service does not know."""
+CHAT_TEMPLATE_ORIGIN_MODEL: ChatTemplateOrigin.ValueType  # 1
+"""The model's file."""
+CHAT_TEMPLATE_ORIGIN_FALLBACK: ChatTemplateOrigin.ValueType  # 2
+"""The file has none: conversations become a plain dialogue, a role and a colon before each turn."""
+Global___ChatTemplateOrigin: _TypeAlias = ChatTemplateOrigin  # noqa: Y015
 
 class _RequestState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -263,6 +322,8 @@ class GenerationParams(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     CONSTRAINT_FIELD_NUMBER: _builtins.int
+    TELL_REASONING_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """Number of choices, generated independently. Range [1, 16], default 1."""
     priority: _builtins.int
@@ -277,6 +338,15 @@ class GenerationParams(_message.Message):
     """Return the log-probability of each generated token and of this many most likely ones. Range [0, 20]; default: none at all."""
     prompt_logprobs: _builtins.int
     """The same for the prompt's tokens. Range [0, 20]; default: none. UNIMPLEMENTED where the server lacks it."""
+    tell_reasoning: _builtins.bool
+    """Tell reasoning apart from the answer: each delta names its section. Default: true for a chat prompt to a model that knows
+    marks for it, in its vocabulary or its chat template; else false. Tokenizer service only.
+    """
+    echo: _builtins.bool
+    """Return the prompt's text before the output, as section PROMPT: a conversation as the template rendered it, token ids as Decode
+    gives them. It stands for no tokens, and stop strings are not looked for in it. At most 1 MiB over all choices, else
+    OUT_OF_RANGE. Default false. Tokenizer service only.
+    """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How tokens are chosen."""
@@ -307,13 +377,17 @@ class GenerationParams(_message.Message):
         logprobs: _builtins.int | None = ...,
         prompt_logprobs: _builtins.int | None = ...,
         constraint: Global___Constraint | None = ...,
+        tell_reasoning: _builtins.bool | None = ...,
+        echo: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "cache_salt", b"cache_salt", "constraint", b"constraint", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "cache_salt", b"cache_salt", "constraint", b"constraint", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
+    _WhichOneofReturnType__echo: _TypeAlias = _typing.Literal["echo"]  # noqa: Y015
+    _WhichOneofArgType__echo: _TypeAlias = _typing.Literal["_echo", b"_echo"]  # noqa: Y015
     _WhichOneofReturnType__initial_credit: _TypeAlias = _typing.Literal["initial_credit"]  # noqa: Y015
     _WhichOneofArgType__initial_credit: _TypeAlias = _typing.Literal["_initial_credit", b"_initial_credit"]  # noqa: Y015
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
@@ -326,8 +400,12 @@ class GenerationParams(_message.Message):
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__tell_reasoning: _TypeAlias = _typing.Literal["tell_reasoning"]  # noqa: Y015
+    _WhichOneofArgType__tell_reasoning: _TypeAlias = _typing.Literal["_tell_reasoning", b"_tell_reasoning"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_salt) -> _WhichOneofReturnType__cache_salt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__echo) -> _WhichOneofReturnType__echo | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_credit) -> _WhichOneofReturnType__initial_credit | None: ...
     @_typing.overload
@@ -340,6 +418,8 @@ class GenerationParams(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tell_reasoning) -> _WhichOneofReturnType__tell_reasoning | None: ...
 
 Global___GenerationParams: _TypeAlias = GenerationParams  # noqa: Y015
 
@@ -459,6 +539,11 @@ class TokenLogprobs(_message.Message):
 
     CHOSEN_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    text_offset: _builtins.int
+    """Where the chosen token's text begins in the choice's whole text, an echoed prompt included; in Unicode characters. A character
+    of several tokens belongs to the last of them. Set by the tokenizer service.
+    """
     @_builtins.property
     def chosen(self) -> Global___Logprob:
         """The token that was chosen."""
@@ -472,10 +557,11 @@ class TokenLogprobs(_message.Message):
         *,
         chosen: Global___Logprob | None = ...,
         top: _abc.Iterable[Global___Logprob] | None = ...,
+        text_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "text_offset", b"text_offset", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,7 +603,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """A piece of output. Concatenated, the deltas of a choice are its whole output."""
+    """A piece of output. Concatenated, the deltas of a choice are its whole output, whichever section they are of."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -525,10 +611,13 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, always whole UTF-8 characters. From the tokenizer service."""
     num_tokens: _builtins.int
     """Tokens this delta stands for: what it uses of the credit."""
+    section: Global___Section.ValueType
+    """What all of the text is part of; a token is in the delta that has the first character of its text."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids. From the engine service; from the tokenizer service too, for the same tokens as the text."""
@@ -544,10 +633,11 @@ class Delta(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        section: Global___Section.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "section", b"section", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,6 +838,7 @@ class ChatMessage(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    REASONING_CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks: "system", "user", "assistant" or "tool"."""
     content: _builtins.str
@@ -756,6 +847,8 @@ class ChatMessage(_message.Message):
     """The speaker's name, where the template uses it."""
     tool_call_id: _builtins.str
     """The call that a "tool" message answers."""
+    reasoning_content: _builtins.str
+    """What the assistant thought before it said that, where the template uses it."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """Calls made by the assistant, as the template expects them."""
@@ -768,10 +861,11 @@ class ChatMessage(_message.Message):
         name: _builtins.str = ...,
         tool_calls: _abc.Iterable[_struct_pb2.Struct] | None = ...,
         tool_call_id: _builtins.str = ...,
+        reasoning_content: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -831,6 +925,7 @@ class ModelInfo(_message.Message):
     NUM_PARAMETERS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The file's general.name, or its file name."""
     architecture: _builtins.str
@@ -853,6 +948,8 @@ class ModelInfo(_message.Message):
     """The OpenCL device's own name."""
     version: _builtins.str
     """The version of the software."""
+    chat_template_origin: Global___ChatTemplateOrigin.ValueType
+    """Where the chat template comes from. Set by the tokenizer service."""
     @_builtins.property
     def eog_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """End-of-generation ids."""
@@ -872,10 +969,11 @@ class ModelInfo(_message.Message):
         num_parameters: _builtins.int = ...,
         device: _builtins.str = ...,
         version: _builtins.str = ...,
+        chat_template_origin: Global___ChatTemplateOrigin.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "eog_token_ids", b"eog_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics_id", b"numerics_id", "trained_context_length", b"trained_context_length", "version", b"version", "vocab_sha256", b"vocab_sha256", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template_origin", b"chat_template_origin", "context_length", b"context_length", "device", b"device", "eog_token_ids", b"eog_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics_id", b"numerics_id", "trained_context_length", b"trained_context_length", "version", b"version", "vocab_sha256", b"vocab_sha256", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

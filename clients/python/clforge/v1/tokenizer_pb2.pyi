@@ -293,8 +293,14 @@ class CompleteResponse(_message.Message):
         TOKEN_IDS_FIELD_NUMBER: _builtins.int
         LOGPROBS_FIELD_NUMBER: _builtins.int
         FINISHED_FIELD_NUMBER: _builtins.int
+        ANSWER_FIELD_NUMBER: _builtins.int
+        REASONING_FIELD_NUMBER: _builtins.int
         text: _builtins.str
         """The whole text."""
+        answer: _builtins.str
+        """Of the text, the answer. Empty where sections are not told apart."""
+        reasoning: _builtins.str
+        """Of the text, the reasoning. Empty where sections are not told apart."""
         @_builtins.property
         def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """Its token ids."""
@@ -314,10 +320,12 @@ class CompleteResponse(_message.Message):
             token_ids: _abc.Iterable[_builtins.int] | None = ...,
             logprobs: _abc.Iterable[_generation_pb2.TokenLogprobs] | None = ...,
             finished: _generation_pb2.Finished | None = ...,
+            answer: _builtins.str = ...,
+            reasoning: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "finished", b"finished", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

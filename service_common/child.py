@@ -25,16 +25,24 @@ class Child:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, name: str, module: str, arguments: Sequence[str]) -> Child:
-        """Starts `python -P -m module`. Its group is its own, so that Ctrl-C on a terminal reaches only us."""
+    async def start(cls, name: str, module: str, arguments: Sequence[str], *, listens: bool = False) -> Child:
+        """Starts `python -P -m module`, which reads its standard input if it `listens`.
+
+        Its group is its own, so that Ctrl-C on a terminal reaches only us.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", module, *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE if listens else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=_QUIET_GRPC | child_environment(),
             process_group=0,
         )
         return cls(name, process)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     async def announced(self) -> str:
         """The address on its `ready` line, once it has come; never returns for a child that ends without one."""
@@ -43,6 +51,11 @@ class Child:
     async def ended(self) -> int:
         """Its exit code, once it has ended; -N when signal N ended it."""
         return await self._process.wait()
+
+    def tell(self, line: str) -> None:
+        """Writes a line to its standard input, if it is still there; it must have been started as one that listens."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
 
     def interrupt(self) -> None:
         """Asks it to drain; a second time, to hurry."""

@@ -1,0 +1,134 @@
+"""`clforge encode` and `clforge decode`: standard input to token ids and back, by a file's vocabulary or a server's.
+
+Text is taken and given exactly: nothing is stripped from it and nothing added, not even a final newline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from clforge.cli import exit_codes
+from clforge.client import Client
+from clforge.errors import ClforgeError
+from service_common.errors import ConfigError, RequestError
+from service_common.gguf_reader import GGUFReader
+from tokenizer_service.vocabulary import Vocabulary
+
+MAX_TOKEN_ID = (1 << 32) - 1  # what the wire carries; a vocabulary's own limit is far lower
+
+_SHOWN_CHARACTERS = 40
+_EXAMPLE = 'write [1, 2] or {"ids": [1, 2]}'
+_SEPARATORS = re.compile(r"[\s,]+")
+
+
+class _Tokenizer(Protocol):
+    """What a file's vocabulary and a server have in common; see Client."""
+
+    async def encode(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]: ...
+
+    async def decode(self, token_ids: Iterable[int], *, skip_special: bool) -> str: ...
+
+
+Answer = Callable[[_Tokenizer], Coroutine[Any, Any, str]]
+
+
+def encode(*, add_special: bool, parse_special: bool, as_json: bool) -> Answer:
+    """Reads a text; the answer is its ids, as they are to be printed. ConfigError for input that is not UTF-8."""
+    text = _read_input()
+
+    async def answer(tokenizer: _Tokenizer) -> str:
+        ids = await tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+        return (json.dumps({"ids": list(ids)}) if as_json else " ".join(map(str, ids))) + "\n"
+
+    return answer
+
+
+def decode(*, skip_special: bool, as_json: bool) -> Answer:
+    """Reads ids; the answer is their text, as it is to be printed. ConfigError for input that is no list of ids."""
+    token_ids = parse_ids(_read_input())
+
+    async def answer(tokenizer: _Tokenizer) -> str:
+        text = await tokenizer.decode(token_ids, skip_special=skip_special)
+        return json.dumps({"text": text}, ensure_ascii=False) + "\n" if as_json else text
+
+    return answer
+
+
+def printer(vocab: Path | None, target: str | None, pre_tokenizer: str | None = None) -> Callable[[Answer], int]:
+    """What prints an answer of the GGUF file `vocab`, or of the server at `target`, and returns the exit code.
+
+    ConfigError unless exactly one is given; ModelFileError for a file, or a rule `pre_tokenizer`, that cannot be used.
+    """
+    if vocab is not None and target is None:
+        with GGUFReader(vocab) as reader:
+            tokenizer = _FileTokenizer(Vocabulary.from_gguf(reader, pre_tokenizer=pre_tokenizer))
+        return lambda answer: _print(answer(tokenizer))
+    if target is None or vocab is not None:
+        raise ConfigError("give either --vocab FILE, the vocabulary of a GGUF file, or --target ADDRESS, a server's")
+    if pre_tokenizer is not None:
+        raise ConfigError("--pre-tokenizer needs --vocab: a server is told by its own --pre-tokenizer")
+    return lambda answer: _print(_ask(target, answer))
+
+
+def parse_ids(text: str) -> list[int]:
+    """The ids of `1 2 3`, of `1, 2, 3`, of a JSON list, or of what `encode --json` prints. ConfigError for others."""
+    if not text.lstrip().startswith(("[", "{")):
+        return [_id(word) for word in _SEPARATORS.split(text) if word]
+    try:
+        parsed = json.loads(text)
+        ids = parsed["ids"] if isinstance(parsed, dict) else parsed
+    except (ValueError, KeyError, RecursionError) as error:
+        raise ConfigError(f"standard input is no JSON of token ids ({error}); {_EXAMPLE}") from None
+    if not isinstance(ids, list):
+        raise ConfigError(f"standard input holds no list of token ids; {_EXAMPLE}")
+    return [_id(json.dumps(element)) for element in ids]
+
+
+class _FileTokenizer:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    async def encode(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]:
+        return self._vocabulary.encode(text, add_special=add_special, parse_special=parse_special)
+
+    async def decode(self, token_ids: Iterable[int], *, skip_special: bool) -> str:
+        return self._vocabulary.decode(token_ids, skip_special=skip_special)
+
+
+async def _ask(target: str, answer: Answer) -> str:
+    async with Client(target) as client:
+        return await answer(client)
+
+
+def _id(word: str) -> int:
+    if word.isascii() and word.isdecimal() and len(word) <= len(str(MAX_TOKEN_ID)) and int(word) <= MAX_TOKEN_ID:
+        return int(word)
+    shown = word if len(word) <= _SHOWN_CHARACTERS else f"{word[:_SHOWN_CHARACTERS]}…"
+    raise ConfigError(f"standard input: {shown!r} is no token id; ids are numbers from 0 to {MAX_TOKEN_ID}")
+
+
+def _read_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigError(
+            f"standard input is not UTF-8: byte {byte:#04x} at {error.start}; iconv converts it"
+        ) from None
+
+
+def _print(answer: Coroutine[Any, Any, str]) -> int:
+    try:
+        text = asyncio.run(answer)
+    except (ClforgeError, RequestError) as error:
+        return exit_codes.report(error)
+    # sys.stdout may be unbuffered (PYTHONUNBUFFERED): it then writes what the pipe takes, and leaves the rest unsaid.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(text.encode())
+    return exit_codes.OK

@@ -1,0 +1,67 @@
+"""RWKV's "world" vocabulary (`tokenizer.ggml.model` = rwkv): again and again the longest token with which the rest of a
+text begins.
+
+Tokens are any bytes. The file spells them as Python does: \\n, \\t, \\r, \\xff, and \\ before ' and \\.
+Source: llama.cpp, src/llama-vocab.cpp (as of llama-cpp-python 0.3.36), llm_tokenizer_rwkv_session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.token_table import TokenKind, TokenTable
+
+_MAX_TOKEN_BYTES = 256  # RWKV's own have 128 at most; what longer ones cost grows with their length
+_ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
+_NAMED = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+_NUM_KEY_BYTES = 2
+
+
+class Rwkv:
+    """Encodes text without special tokens, and gives the bytes of tokens."""
+
+    add_space_prefix = False
+    added = AddedByDefault()
+
+    def __init__(self, table: TokenTable, unk_id: int | None) -> None:
+        """`unk_id` stands for a byte that is no token. Raises ModelFileError for tokens that are too long."""
+        self._unknown = [] if unk_id is None else [unk_id]
+        self._ids = {}
+        lengths: defaultdict[bytes, set[int]] = defaultdict(set)
+        for token_id in table.of_kind(TokenKind.NORMAL):
+            token = _unescaped(table.texts[token_id])
+            if len(token) > _MAX_TOKEN_BYTES:
+                table.refuse(token_id, f"a token of this kind of vocabulary has at most {_MAX_TOKEN_BYTES} bytes")
+            self._ids[token] = token_id
+            lengths[token[:_NUM_KEY_BYTES]].add(len(token))
+        # Longest first, of the tokens that begin like this; a token of one byte matches any that begins with it.
+        self._lengths = {key: sorted(found, reverse=True) for key, found in lengths.items()}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are not looked for."""
+        data, start, ids = text.encode("utf-8"), 0, list[int]()
+        while start < len(data):
+            for length in self._lengths.get(data[start : start + _NUM_KEY_BYTES], ()):
+                token_id = self._ids.get(data[start : start + length])
+                if token_id is not None:
+                    break
+            else:
+                length, token_id = 1, self._ids.get(data[start : start + 1])
+            ids += self._unknown if token_id is None else [token_id]
+            start += length
+        return ids
+
+    def text_bytes(self, text: str) -> bytes:
+        """The bytes that a normal token's spelling stands for."""
+        return _unescaped(text)
+
+
+def _unescaped(text: str) -> bytes:
+    return _ESCAPE.sub(_meaning, text.encode("utf-8"))
+
+
+def _meaning(escape: re.Match[bytes]) -> bytes:
+    code, character = escape.groups()
+    return bytes([int(code, 16)]) if code else _NAMED.get(character, character)

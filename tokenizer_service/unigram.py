@@ -1,0 +1,88 @@
+"""Unigram (`tokenizer.ggml.model` = t5): of all ways to cut a text into tokens, the one with the highest sum of scores.
+
+Source: llama.cpp, src/llama-vocab.cpp (as of llama-cpp-python 0.3.36), llm_tokenizer_ugm_session; SentencePiece,
+unigram_model.cc. Two departures: text without a token becomes byte tokens where the file has them, as in SentencePiece;
+and unused tokens are not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, models
+
+from service_common.gguf_reader import GGUFReader
+from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.character_map import CharacterMap
+from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY, REMOVE_EXTRA_SPACES_KEY
+from tokenizer_service.spm_bpe import SPACE, words_between_spaces
+from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
+
+_USER_DEFINED_SCORE = 0.0
+_MAX_TOKEN_CHARACTERS = 256  # SentencePiece's own have some 16; what longer ones cost grows with their length
+
+
+class Unigram:
+    """Encodes text without special tokens, and gives the bytes of tokens."""
+
+    added = AddedByDefault(eos=True)
+
+    def __init__(self, reader: GGUFReader, table: TokenTable, unk_id: int | None) -> None:
+        """Build from the file's scores and its map of characters. `unk_id` stands for characters that neither a token
+        nor byte tokens give.
+
+        Raises ModelFileError for scores that do not fit, tokens that are too long, and a map that is damaged.
+        """
+        self._characters = CharacterMap.from_gguf(reader)
+        self._removes_extra_spaces = reader.get_bool(REMOVE_EXTRA_SPACES_KEY, False)
+        self._adds_prefix = reader.get_bool(ADD_SPACE_PREFIX_KEY, False)
+        self.add_space_prefix = self._removes_extra_spaces or self._adds_prefix
+        byte_ids = {table.byte_value(token_id): token_id for token_id in table.of_kind(TokenKind.BYTE)}
+        self._byte_ids = [byte_ids[byte] for byte in range(256)] if len(byte_ids) == 256 else None
+        self._gives_unknown = self._byte_ids is None and unk_id is not None
+        self._tokenizer, self._unknown = _build(read_scores(reader, len(table)).tolist(), table, unk_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are not looked for, and which follows none but special tokens."""
+        text = self._normalized(text)
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if self._gives_unknown or self._unknown not in ids:
+            return ids
+        encoding, ids = self._tokenizer.encode(text, add_special_tokens=False), []
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            ids += self._spelled_in_bytes(text[start:end]) if token_id == self._unknown else [token_id]
+        return ids
+
+    def _spelled_in_bytes(self, text: str) -> list[int]:
+        return [] if self._byte_ids is None else [self._byte_ids[byte] for byte in text.encode("utf-8")]
+
+    def _normalized(self, text: str) -> str:
+        text = self._characters.apply(text)
+        if self._removes_extra_spaces:
+            return "".join(SPACE + word for word in text.split(" ") if word)
+        prefix = SPACE if self._adds_prefix and text.strip(" ") else ""
+        return prefix + text.replace(" ", SPACE)
+
+    def text_bytes(self, text: str) -> bytes:
+        """The bytes that a normal token's spelling stands for."""
+        return text.replace(SPACE, " ").encode("utf-8")
+
+
+def _build(scores: Sequence[float], table: TokenTable, unk_id: int | None) -> tuple[Tokenizer, int]:
+    """The library's tokenizer, and the id that it gives for text without a token."""
+    given = {token_id: scores[token_id] for token_id in table.of_kind(TokenKind.NORMAL)}
+    lowest = min(given.values(), default=0.0)  # from which the library takes what unknown text costs
+    given |= dict.fromkeys(table.of_kind(TokenKind.USER_DEFINED), _USER_DEFINED_SCORE)
+    unknown = len(table) if unk_id is None else unk_id
+    given.pop(unknown, None)
+    for token_id in given:
+        if len(table.texts[token_id]) > _MAX_TOKEN_CHARACTERS:
+            table.refuse(token_id, f"a token of this kind of vocabulary has at most {_MAX_TOKEN_CHARACTERS} characters")
+    pieces = [(table.texts[i], given[i]) if i in given else ("", lowest) for i in range(len(table))]
+    if unk_id is None:
+        pieces.append(("", lowest))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=False))
+    texts = [text for text, _ in pieces]
+    if SPACE in texts:  # else unknown text could go on through a space
+        tokenizer.pre_tokenizer = words_between_spaces(texts)
+    return tokenizer, unknown
