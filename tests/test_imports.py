@@ -50,6 +50,7 @@ _ENGINE_ROWS = [
     {"models.hyperparameters"},
     {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},
     {"compute.device", "compute.kernel_sources"},
+    {"compute.huge_pages"},
 ]
 
 # Modules that decide without a device, and are tested without one.

@@ -14,10 +14,12 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import NDArray
 
+from engine_service.compute.huge_pages import HugePages
 from service_common.errors import DeviceError
 from service_common.resources import processor_flags
 
 _MAX_BUFFER_BYTES = 1 << 40
+_LARGE_BYTES = 1 << 20  # from here on a CPU's buffers lie in huge pages
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def device_errors(operation: str, **parameters: object) -> Iterator[None]:
     """Turns pyopencl's errors inside the block into DeviceError naming `operation` and `parameters`."""
     try:
         yield
-    except cl.Error as error:
+    except (cl.Error, OSError) as error:  # OSError: from the mapping of memory for a buffer
         raise DeviceError(operation, str(error), **parameters) from error
 
 
@@ -52,6 +54,7 @@ class Device:
             self.context = cl.Context([handle])
             self.queue = cl.CommandQueue(self.context)
         self.allocated_bytes = 0
+        self._huge_pages = HugePages()
 
     @classmethod
     def open(cls, index: int = 0) -> Device:
@@ -90,9 +93,15 @@ class Device:
         if not 0 < nbytes <= _MAX_BUFFER_BYTES:
             raise DeviceError("allocate buffer", "INVALID_BUFFER_SIZE", buffer=name, bytes=nbytes)
         with device_errors("allocate buffer", buffer=name, bytes=nbytes):
-            buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
+            buffer = self._allocated(nbytes)
         self.allocated_bytes += nbytes
         return buffer
+
+    def _allocated(self, nbytes: int) -> cl.Buffer:
+        if not self.is_cpu or nbytes < _LARGE_BYTES:
+            return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+        return cl.Buffer(self.context, flags, hostbuf=self._huge_pages.take(nbytes))
 
     def zeros(self, nbytes: int, name: str) -> cl.Buffer:
         """A buffer of zero bytes. Writing them touches the memory, so that running out shows here and not later."""

@@ -85,9 +85,9 @@ def stale_position(patch: pytest.MonkeyPatch) -> None:
 
 
 def order_by_batch_size(patch: pytest.MonkeyPatch) -> None:
-    """The norm adds its lanes in another order where a step has more than four rows."""
-    right, wrong = "(s0 + s2) + (s1 + s3)", "get_global_size(0) > 4 ? (s0 + s1) + (s2 + s3) : (s0 + s2) + (s1 + s3)"
-    patch_kernel(patch, "rms_norm", right, wrong)
+    """The norm adds its squares in another order where a step has more than four rows."""
+    right, halves = "sum_of_squares(x, n) /", "sum_of_squares(x, n / 2) + sum_of_squares(x + n / 2, n - n / 2)"
+    patch_kernel(patch, "rms_norm", right, f"(NUM_ITEMS > 4 ? {halves} : sum_of_squares(x, n)) /")
 
 
 def partition_by_batch_size(patch: pytest.MonkeyPatch) -> None:
