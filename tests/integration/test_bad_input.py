@@ -169,7 +169,7 @@ def with_special_token_outside(path: Path) -> None:
 
 def with_unknown_vocabulary(path: Path) -> None:
     """A file with a vocabulary that only the tokenizer service can tell to be unusable."""
-    tiny_llama(path, seed=1, keys={"tokenizer.ggml.model": "bert"})
+    tiny_llama(path, seed=1, keys={"tokenizer.ggml.model": "plamo2"})
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def with_unknown_vocabulary(path: Path) -> None:
         (of_unknown_architecture, ["{path}", "general.architecture is mamba", "llama, qwen2"]),
         (of_unknown_tensor_type, ["{path}", "type of token_embd.weight is 99"]),
         (with_special_token_outside, ["{path}", "bos_token_id is 5000", "0 to 301"]),
-        (with_unknown_vocabulary, ["tokenizer.ggml.model is bert", "gpt2, llama"]),
+        (with_unknown_vocabulary, ["tokenizer.ggml.model is plamo2", "gpt2, llama"]),
     ],
 )
 def test_bad_model_file_is_refused(user: User, tmp_path: Path, make: Callable[[Path], None], words: list[str]) -> None:
