@@ -182,7 +182,7 @@ def with_unknown_vocabulary(path: Path) -> None:
         (of_unknown_architecture, ["{path}", "general.architecture is mamba", "llama, qwen2"]),
         (of_unknown_tensor_type, ["{path}", "type of token_embd.weight is 99"]),
         (with_special_token_outside, ["{path}", "bos_token_id is 5000", "0 to 301"]),
-        (with_unknown_vocabulary, ["tokenizer.ggml.model is plamo2", "gpt2, llama"]),
+        (with_unknown_vocabulary, ["tokenizer.ggml.model is plamo2", "gpt2, gemma4"]),
     ],
 )
 def test_bad_model_file_is_refused(user: User, tmp_path: Path, make: Callable[[Path], None], words: list[str]) -> None:
