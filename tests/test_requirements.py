@@ -77,5 +77,5 @@ def test_position_patterns_are_plain_data() -> None:
         assert isinstance(family.rope_style, str)
         assert isinstance(family.rope_freqs, bool)
     attention = (_ROOT / "kernels/cpu/attention.cl").read_text(encoding="utf-8")
-    signature = attention[attention.index("__kernel void attention") :].partition("{")[0]
+    signature = attention[attention.index("CLF_OPERATION attention") :].partition("{")[0]
     assert "mask" not in signature
