@@ -13,6 +13,8 @@ from enum import StrEnum
 import structlog
 from structlog.typing import Processor
 
+_GRPC_LOGGER = "grpc._cython.cygrpc"
+
 
 class LogFormat(StrEnum):
     """How a log line looks."""
@@ -50,9 +52,15 @@ def configure_logging(log_format: LogFormat = LogFormat.AUTO, level: LogLevel = 
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+    logging.getLogger(_GRPC_LOGGER).addFilter(_is_not_about_a_client_that_left)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(as_json)))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _is_not_about_a_client_that_left(record: logging.LogRecord) -> bool:
+    """False for the error with a traceback that grpcio logs when a client is gone before its RPC's status was sent."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
 
 
 def _renderers(as_json: bool) -> list[Processor]:
