@@ -21,7 +21,8 @@ const serverStart = 2 * time.Minute // the first start on a machine builds kerne
 // Against a real server with the bundled model: every call works, the same request gives the same text by every door, and
 // failures come with their field.
 func TestRealServer(t *testing.T) {
-	client, err := clforge.New(startServer(t))
+	address := startServer(t)
+	client, err := clforge.New(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +52,7 @@ func TestRealServer(t *testing.T) {
 			t.Errorf("got %q, %v", text, err)
 		}
 	})
+	t.Run("readme", func(t *testing.T) { runReadme(ctx, t, address) })
 	t.Run("failure", func(t *testing.T) {
 		_, _, err := collect(client.Generate(ctx, prompt, clforge.WithTopP(7)))
 		var refused *clforge.StatusError
@@ -106,6 +108,26 @@ func realTokens(ctx context.Context, t *testing.T, client *clforge.Client) {
 	rendered, err := client.RenderChat(ctx, clforge.Chat{Messages: []clforge.Message{clforge.User("Hello")}})
 	if err != nil || !strings.Contains(rendered.Text, "Hello") || len(rendered.TokenIDs) == 0 {
 		t.Errorf("got %+v, %v", rendered, err)
+	}
+}
+
+// runReadme runs the program in README.md, as it stands there but for the address.
+func runReadme(ctx context.Context, t *testing.T, address string) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(readme), "```go\n")
+	program, _, ended := strings.Cut(rest, "```")
+	if !found || !ended || !strings.Contains(program, clforge.DefaultTarget) {
+		t.Fatal("README.md has no program with the default address")
+	}
+	file := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(file, []byte(strings.Replace(program, clforge.DefaultTarget, address, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if output, err := exec.CommandContext(ctx, "go", "run", file).CombinedOutput(); err != nil || len(output) < 50 {
+		t.Errorf("it said %q, %v", output, err)
 	}
 }
 
