@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
 )
 
 // DefaultTarget is where `clforge serve` listens unless told otherwise.
@@ -20,6 +21,7 @@ const DefaultTarget = "127.0.0.1:50051"
 
 const (
 	maxMessageBytes    = 16 << 20
+	envelopeBytes      = 1 << 10          // what a request needs beside its prompt and parameters
 	callTimeout        = 30 * time.Second // for calls that generate nothing
 	defaultConnect     = 5 * time.Second
 	defaultRetryBudget = 30 * time.Second
@@ -282,6 +284,7 @@ func ask[Q, A any](ctx context.Context, c *Client, method func(context.Context, 
 	})
 }
 
+// parse returns what a request is made of, or the error of what cannot be sent.
 func parse(prompt Prompt, options []GenerateOption) (*params, *pb.Prompt, error) {
 	p, err := newParams(options)
 	if err != nil {
@@ -291,7 +294,14 @@ func parse(prompt Prompt, options []GenerateOption) (*params, *pb.Prompt, error)
 		return nil, nil, invalid("prompt", "is nil; must be a Text, a Chat or TokenIDs")
 	}
 	kind, err := prompt.promptProto()
-	return p, kind, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if size := proto.Size(kind) + proto.Size(p.generation) + envelopeBytes; size > maxMessageBytes {
+		// gRPC would call the server overloaded, and end a session's stream.
+		return nil, nil, invalid("prompt", "makes a message of %d bytes; at most %d can be sent", size, maxMessageBytes)
+	}
+	return p, kind, nil
 }
 
 func only[T any](items []T) (T, error) {

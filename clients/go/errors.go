@@ -202,7 +202,8 @@ func errorFromRPC(ctx context.Context, err error, target string, answered bool) 
 
 func errorFromContext(ctx context.Context) *StatusError {
 	s := status.FromContextError(ctx.Err())
-	return &StatusError{Code: s.Code(), Message: s.Message(), Reason: "CONTEXT", err: ctx.Err()}
+	message := "the context ended before the answer did: " + s.Message()
+	return &StatusError{Code: s.Code(), Message: message, Reason: "CONTEXT", err: ctx.Err()}
 }
 
 // transportCause is the point of `connection error: desc = "transport: Error while dialing: dial tcp …: connect: refused"`.

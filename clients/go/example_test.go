@@ -94,7 +94,9 @@ func ExampleClient_NewSession() {
 	var running sync.WaitGroup
 	answers := make([]int, 8)
 	for i := range answers {
-		running.Go(func() {
+		running.Add(1)
+		go func() {
+			defer running.Done()
 			for event, err := range session.Generate(ctx, clforge.Text(fmt.Sprint("Question ", i))) {
 				if err != nil {
 					log.Print(err)
@@ -102,7 +104,7 @@ func ExampleClient_NewSession() {
 					answers[i] += delta.NumTokens
 				}
 			}
-		})
+		}()
 	}
 	running.Wait()
 	fmt.Println(answers)

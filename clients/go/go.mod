@@ -1,6 +1,6 @@
 module clforge.dev/clforge
 
-go 1.25.0
+go 1.24.0
 
 require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20250804133106-a7a43d27e69b

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -132,4 +133,17 @@ func (s *scripted) start(t *testing.T) (*clforge.Client, *grpc.Server) {
 
 func delta(sequence uint32, text string) *pb.Update {
 	return &pb.Update{RequestId: 1, Sequence: sequence, Event: &pb.Update_Delta{Delta: &pb.Delta{Text: text, NumTokens: 1}}}
+}
+
+// inParallel runs the function for each of 0 … n-1 in a goroutine of its own, and returns when all have ended.
+func inParallel(n int, run func(int)) {
+	var running sync.WaitGroup
+	for i := range n {
+		running.Add(1)
+		go func() {
+			defer running.Done()
+			run(i)
+		}()
+	}
+	running.Wait()
 }

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -75,15 +74,11 @@ func realSession(ctx context.Context, t *testing.T, client *clforge.Client, prom
 	if err != nil {
 		t.Fatal(err)
 	}
-	var running sync.WaitGroup
-	for range 8 {
-		running.Go(func() {
-			if text, _, err := collect(session.Generate(ctx, prompt, greedy...)); err != nil || text != want {
-				t.Errorf("got %q, %v; want %q", text, err, want)
-			}
-		})
-	}
-	running.Wait()
+	inParallel(8, func(int) {
+		if text, _, err := collect(session.Generate(ctx, prompt, greedy...)); err != nil || text != want {
+			t.Errorf("got %q, %v; want %q", text, err, want)
+		}
+	})
 	cancelled.Cancel()
 	if _, finished, err := collect(cancelled.Events(ctx)); err != nil || finished.Reason != clforge.FinishCancelled {
 		t.Errorf("got %+v, %v", finished, err)

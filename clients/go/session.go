@@ -16,7 +16,6 @@ import (
 const (
 	defaultWindow = 256
 	goodbye       = time.Second // for what an idle session has not sent yet when it is closed
-	envelopeBytes = 64          // what a GenerateTextRequest needs beside the submit
 )
 
 // Session is many requests on one stream. Any number of goroutines may use it.
@@ -71,8 +70,9 @@ func (c *Client) NewSession(ctx context.Context, options ...SessionOption) (*Ses
 		return nil, errorFromRPC(ctx, err, c.target, false)
 	}
 	s.stream = stream
-	s.tasks.Go(s.write)
-	s.tasks.Go(s.read)
+	s.tasks.Add(2)
+	go s.write()
+	go s.read()
 	return s, nil
 }
 
@@ -132,10 +132,6 @@ func (s *Session) newSubmit(prompt Prompt, options []GenerateOption) (*pb.TextSu
 	}
 	p.generation.InitialCredit = proto.Uint32(uint32(s.window))
 	submit := &pb.TextSubmit{Prompt: kind, Params: p.generation, Model: p.model}
-	if size := proto.Size(submit) + envelopeBytes; size > maxMessageBytes {
-		// gRPC would end the whole stream.
-		return nil, 0, invalid("prompt", "makes a message of %d bytes; at most %d can be sent", size, maxMessageBytes)
-	}
 	return submit, p.numChoices(), nil
 }
 
@@ -197,6 +193,7 @@ func (s *Session) forget(request *Request) bool {
 
 // write sends what is outgoing. A write that fails tells nothing: the reader learns why the stream ended.
 func (s *Session) write() {
+	defer s.tasks.Done()
 	for message := s.next(); message != nil; message = s.next() {
 		if s.stream.Send(message) != nil {
 			return
@@ -219,6 +216,7 @@ func (s *Session) next() *pb.GenerateTextRequest {
 
 // read hands each update to its request until the stream ends.
 func (s *Session) read() {
+	defer s.tasks.Done()
 	defer s.cancel()
 	for answered := false; ; answered = true {
 		response, err := s.stream.Recv()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,17 +18,13 @@ import (
 // Many requests, from many goroutines, share one stream, and each gets its own answer.
 func TestSessionCarriesManyRequests(t *testing.T) {
 	session := newSession(t, newClient(t, newServer(t, 100)), clforge.WithWindow(8))
-	var running sync.WaitGroup
-	for i := range 256 {
-		running.Go(func() {
-			prompt := fmt.Sprintf("p%d", i)
-			text, finished, err := collect(session.Generate(testContext(t), clforge.Text(prompt), clforge.WithChoices(1)))
-			if err != nil || finished.Reason != clforge.FinishStop || text != strings.Repeat(prompt+" ", 100) {
-				t.Errorf("%s: got %q, %+v, %v", prompt, text, finished, err)
-			}
-		})
-	}
-	running.Wait()
+	inParallel(256, func(i int) {
+		prompt := fmt.Sprintf("p%d", i)
+		text, finished, err := collect(session.Generate(testContext(t), clforge.Text(prompt)))
+		if err != nil || finished.Reason != clforge.FinishStop || text != strings.Repeat(prompt+" ", 100) {
+			t.Errorf("%s: got %q, %+v, %v", prompt, text, finished, err)
+		}
+	})
 }
 
 // The credits of a request with several choices follow the choice that was read least, and never run dry.

@@ -190,10 +190,12 @@ func (s *Server) GenerateText(stream grpc.BidiStreamingServer[pb.GenerateTextReq
 			ctx, cancel := context.WithCancel(stream.Context())
 			g.cancel = cancel
 			started[g.id] = g
-			running.Go(func() {
+			running.Add(1)
+			go func() {
+				defer running.Done()
 				defer cancel()
 				_ = g.run(ctx) // fails only with the stream
-			})
+			}()
 		case *pb.GenerateTextRequest_Credit:
 			if g := started[message.Credit.GetRequestId()]; g != nil {
 				g.credits <- message.Credit.GetTokens()
