@@ -80,6 +80,10 @@ class Container:
         """A field of its security context, which the pod's stands in for."""
         return self.spec.get("securityContext", {}).get(field, self.pod.get("securityContext", {}).get(field))
 
+    def reaches(self, path: Path) -> bool:
+        """Whether `path` is on one of its volumes."""
+        return any(path.is_relative_to(mount["mountPath"]) for mount in self.mounts.values())
+
     def volume_below(self, path: str | Path) -> tuple[str, dict[str, Any]]:
         """The name of the volume, and the mount, in which `path` is a file or folder, and not the mount point."""
         [(name, mount)] = [
