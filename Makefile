@@ -46,8 +46,8 @@ test: setup ## Run all tests
 test-go: ## Run the Go SDK's tests, where go is installed
 	@if ! command -v go >/dev/null; then echo "go is not installed: the Go SDK's tests were not run"; exit 0; fi; \
 	cd $(GO); go vet ./...; \
-	if [[ "$$(go env CGO_ENABLED)" == 1 ]]; then go test -race ./...; \
-	else echo "no C compiler, which go's race detector needs: the Go SDK's tests run without it"; go test ./...; fi
+	if [[ "$$(go env CGO_ENABLED)" == 1 ]]; then go test -count=1 -race ./...; \
+	else echo "no C compiler, which go's race detector needs: the Go SDK's tests run without it"; go test -count=1 ./...; fi
 
 .PHONY: check
 check: setup ## Run what CI checks without running the code: lint, format, types, protos, generated code
