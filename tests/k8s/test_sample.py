@@ -54,7 +54,7 @@ def _get(url: str) -> str:
 
 
 def test_the_sample_answers_over_the_socket() -> None:
-    """Engine, tokenizer and application meet at the sockets that the manifests name, in folders that the services make."""
+    """Engine, tokenizer and application meet at the sockets of the manifests, in folders that the services make."""
     engine, tokenizer = "components/engine/engine.yaml", "components/sidecar/tokenizer/tokenizer.yaml"
     with private_socket_folder() as run:
         for volume in ("clforge", "clforge-engine"):
