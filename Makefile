@@ -9,6 +9,14 @@ STUBS := clients/python
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I third_party/googleapis \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) protos/clforge/v1/*.proto
+GO := clients/go
+GO_PACKAGES := $(foreach proto,engine generation tokenizer,Mclforge/v1/$(proto).proto=clforge.dev/clforge/clforgev1)
+GO_OPTIONS = $(foreach package,$(GO_PACKAGES),--$(1)_opt=$(package)) --$(1)_opt=module=clforge.dev/clforge
+# The plugins are the versions of go.mod's tool lines, so that the generated code is the same everywhere.
+PROTOC_GO = go -C $(GO) build -o "$(1)/bin/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc; \
+	$(BIN)/python -m grpc_tools.protoc -I protos -I third_party/googleapis \
+	--plugin=protoc-gen-go="$(1)/bin/protoc-gen-go" --plugin=protoc-gen-go-grpc="$(1)/bin/protoc-gen-go-grpc" \
+	--go_out="$(1)" $(call GO_OPTIONS,go) --go-grpc_out="$(1)" $(call GO_OPTIONS,go-grpc) protos/clforge/v1/*.proto
 
 .PHONY: help
 help: ## Show this list
@@ -32,6 +40,14 @@ demo: setup ## Talk with the bundled model (or MODEL=file.gguf), then check four
 .PHONY: test
 test: setup ## Run all tests
 	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-go
+
+.PHONY: test-go
+test-go: ## Run the Go SDK's tests, where go is installed
+	@if ! command -v go >/dev/null; then echo "go is not installed: the Go SDK's tests were not run"; exit 0; fi; \
+	cd $(GO); go vet ./...; \
+	if [[ "$$(go env CGO_ENABLED)" == 1 ]]; then go test -count=1 -race ./...; \
+	else echo "no C compiler, which go's race detector needs: the Go SDK's tests run without it"; go test -count=1 ./...; fi
 
 .PHONY: check
 check: setup ## Run what CI checks without running the code: lint, format, types, protos, generated code
@@ -47,11 +63,25 @@ check-gen: setup
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC,$$fresh); touch "$$fresh/clforge/v1/__init__.py"; \
 	diff -r --exclude=__pycache__ "$$fresh/clforge/v1" $(STUBS)/clforge/v1 \
 	|| { echo "the generated code is out of date: run make gen and commit the result" >&2; exit 1; }
+	@$(MAKE) --no-print-directory check-gen-go
+
+.PHONY: check-gen-go
+check-gen-go: setup
+	@if ! command -v go >/dev/null; then echo "go is not installed: the Go SDK's generated code and format were not checked"; exit 0; fi; \
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC_GO,$$fresh); \
+	diff -r "$$fresh/clforgev1" $(GO)/clforgev1 \
+	|| { echo "the generated Go code is out of date: run make gen-go and commit the result" >&2; exit 1; }; \
+	unformatted=$$(gofmt -l $(GO)); [[ -z "$$unformatted" ]] || { echo "run gofmt -w on: $$unformatted" >&2; exit 1; }
 
 .PHONY: gen
 gen: setup ## Generate the Python stubs from protos/
 	@$(call PROTOC,$(STUBS))
 	@touch $(STUBS)/clforge/v1/__init__.py
+
+.PHONY: gen-go
+gen-go: setup ## Generate the Go stubs from protos/ (needs go)
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC_GO,$$fresh); \
+	rm -rf $(GO)/clforgev1; mv "$$fresh/clforgev1" $(GO)/
 
 .PHONY: format
 format: setup ## Format the code, and mend what the linter can mend

@@ -1,0 +1,176 @@
+package clforge
+
+import (
+	"math"
+	"time"
+
+	pb "clforge.dev/clforge/clforgev1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// GenerateOption is one parameter of a generation. What is not given takes the server's default.
+type GenerateOption func(*params)
+
+type params struct {
+	generation *pb.GenerationParams
+	model      string
+	err        error // of the first value that cannot be sent
+}
+
+func newParams(options []GenerateOption) (*params, error) {
+	p := &params{generation: &pb.GenerationParams{Sampling: &pb.SamplingParams{}, Stopping: &pb.StopParams{}}}
+	for _, option := range options {
+		option(p)
+	}
+	return p, p.err
+}
+
+// timeout returns the request's timeout, 0 for none.
+func (p *params) timeout() time.Duration { return p.generation.GetTimeout().AsDuration() }
+
+// numChoices returns how many choices end. At least one does, also of a request that the server will refuse.
+func (p *params) numChoices() int {
+	if n := p.generation.GetN(); n > 1 && n <= maxChoices {
+		return int(n)
+	}
+	return 1
+}
+
+const maxChoices = 16
+
+func (p *params) fail(err error) {
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+func (p *params) count(field string, n int) *uint32 {
+	if n < 0 || n > math.MaxInt32 {
+		p.fail(invalid(field, "is %d; must be in [0, 2^31)", n))
+	}
+	count := uint32(n)
+	return &count
+}
+
+func (p *params) text(field, text string) string {
+	if err := checkUTF8(field, text); err != nil {
+		p.fail(err)
+	}
+	return text
+}
+
+// WithTemperature divides the logits, in [0, 100]. 0 is greedy: the most likely token always. Default 1.
+func WithTemperature(temperature float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Temperature = &temperature }
+}
+
+// WithTopK keeps the k most likely tokens; 0, the default, keeps all.
+func WithTopK(k int) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TopK = p.count("top_k", k) }
+}
+
+// WithTopP keeps the smallest set of most likely tokens whose probability reaches topP, in (0, 1]. Default 1: all.
+func WithTopP(topP float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TopP = &topP }
+}
+
+// WithMinP drops tokens less likely than minP times the most likely one; in [0, 1], default 0.
+func WithMinP(minP float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.MinP = &minP }
+}
+
+// WithSeed sets the key of the random numbers. By default the server draws one, which Accepted tells.
+func WithSeed(seed uint64) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Seed = &seed }
+}
+
+// WithMaxTokens ends a choice after n tokens, at least 1. Default: the end of the served context.
+func WithMaxTokens(n int) GenerateOption {
+	return func(p *params) { p.generation.Stopping.MaxTokens = p.count("max_tokens", n) }
+}
+
+// WithMinTokens lets no end-of-generation or stop token be sampled before n tokens. Default 0.
+func WithMinTokens(n int) GenerateOption {
+	return func(p *params) { p.generation.Stopping.MinTokens = p.count("min_tokens", n) }
+}
+
+// WithStop ends a choice at the earliest of these strings; at most 16 of at most 1024 bytes each.
+func WithStop(stop ...string) GenerateOption {
+	return func(p *params) {
+		for _, text := range stop {
+			p.generation.Stopping.Stop = append(p.generation.Stopping.Stop, p.text("stop", text))
+		}
+	}
+}
+
+// WithStopTokenIDs ends a choice at any of these tokens; at most 16.
+func WithStopTokenIDs(ids ...uint32) GenerateOption {
+	return func(p *params) {
+		p.generation.Stopping.StopTokenIds = append(p.generation.Stopping.StopTokenIds, ids...)
+	}
+}
+
+// WithIgnoreEOS goes on after an end-of-generation token, which is then delivered like any other.
+func WithIgnoreEOS() GenerateOption {
+	return func(p *params) { p.generation.Stopping.IgnoreEos = proto.Bool(true) }
+}
+
+// WithIncludeStop delivers a matched stop string as part of the text.
+func WithIncludeStop() GenerateOption {
+	return func(p *params) { p.generation.Stopping.IncludeStop = proto.Bool(true) }
+}
+
+// WithChoices generates n independent choices, in [1, 16]. Default 1.
+func WithChoices(n int) GenerateOption {
+	return func(p *params) { p.generation.N = p.count("n", n) }
+}
+
+// WithPriority schedules a higher value first; in [-100, 100], default 0.
+func WithPriority(priority int32) GenerateOption {
+	return func(p *params) { p.generation.Priority = &priority }
+}
+
+// WithTimeout ends the request with FinishDeadline after this time, queueing included, keeping what had come. The context's
+// own deadline ends it with an error instead.
+func WithTimeout(timeout time.Duration) GenerateOption {
+	return func(p *params) {
+		if timeout <= 0 {
+			p.fail(invalid("timeout", "is %v; must be positive", timeout))
+		}
+		p.generation.Timeout = durationpb.New(timeout)
+	}
+}
+
+// WithCacheSalt shares cached prompts only with requests of the same salt; at most 256 bytes.
+func WithCacheSalt(salt string) GenerateOption {
+	return func(p *params) {
+		salt := p.text("cache_salt", salt)
+		p.generation.CacheSalt = &salt
+	}
+}
+
+// WithNoCache neither reads nor fills the prefix cache.
+func WithNoCache() GenerateOption {
+	return func(p *params) { p.generation.NoCache = proto.Bool(true) }
+}
+
+// WithLogprobs reports the log-probability of each token and of the top most likely ones; top in [0, 20].
+func WithLogprobs(top int) GenerateOption {
+	return func(p *params) { p.generation.Logprobs = p.count("logprobs", top) }
+}
+
+// WithModel names the model wanted; the error is ErrNotFound when another one is served.
+func WithModel(name string) GenerateOption {
+	return func(p *params) { p.model = p.text("model", name) }
+}
+
+// WithEcho returns the prompt's text before the output, as SectionPrompt.
+func WithEcho() GenerateOption {
+	return func(p *params) { p.generation.Echo = proto.Bool(true) }
+}
+
+// WithTellReasoning tells reasoning apart from the answer, or does not. Default: for a Chat, where the model knows marks.
+func WithTellReasoning(tell bool) GenerateOption {
+	return func(p *params) { p.generation.TellReasoning = &tell }
+}
