@@ -35,7 +35,7 @@ def make_server(*, shares_port: bool = False) -> grpc.aio.Server:
         *_COMMON_OPTIONS,
         # Unasked, gRPC lets a second server take over half of the first one's port without a word.
         ("grpc.so_reuseport", int(shares_port)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
     ]
     return grpc.aio.server(interceptors=[StatusInterceptor()], options=options)
 
