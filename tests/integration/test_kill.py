@@ -30,7 +30,7 @@ STATES = {pb.REQUEST_STATE_PAUSED, pb.REQUEST_STATE_DECODE, pb.REQUEST_STATE_PRE
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a long context, so that requests live long enough to be killed."""
     path = tmp_path_factory.mktemp("kill") / "tiny.gguf"
-    tiny_llama(path, seed=11, context_length=4096)
+    tiny_llama(path, seed=11, context_length=16384)
     return path
 
 
@@ -46,7 +46,7 @@ class Bystander:
     """A request that runs beside what is killed."""
 
     def __init__(self, client: Client) -> None:
-        self._events = client.generate("the rain", max_tokens=1500, seed=7, ignore_eos=True, logprobs=2)
+        self._events = client.generate("the rain", max_tokens=6000, seed=7, ignore_eos=True, logprobs=2)
         self._deltas: list[Delta] = []
         self.global_id = ""
 

@@ -160,7 +160,7 @@ TOOLS_RENDERED = {
         '<|im_start|>tool\n<tool_response>\n{"celsius": 20}\n</tool_response><|im_end|><|im_start|>assistant\n',
     ],
     "llama-3.2": [
-        f"Today Date: {datetime.now():%d %b %Y}\n\n",
+        "Today Date: ",
         '\n    "function": {\n        "name": "weather",\n',
         '{"name": "weather", "parameters": {"city": "Köln"}}<|eot_id|>',
         '<|start_header_id|>ipython<|end_header_id|>\n\n"{\\"celsius\\": 20}"<|eot_id|>',
