@@ -192,9 +192,9 @@ async def _end_mid_flight(
 @pytest.mark.parametrize(
     ("signals", "max_tokens", "reason", "code", "exit_code"),
     [
-        ([("engine_service", signal.SIGKILL)], 4000, pb.FINISH_REASON_ERROR, 14, 1),
+        ([("engine_service", signal.SIGKILL)], 12000, pb.FINISH_REASON_ERROR, 14, 1),
         ([("serve", signal.SIGTERM)], 500, pb.FINISH_REASON_LENGTH, 0, 0),
-        ([("serve", signal.SIGTERM)] * 2, 4000, pb.FINISH_REASON_CANCELLED, 0, 0),
+        ([("serve", signal.SIGTERM)] * 2, 12000, pb.FINISH_REASON_CANCELLED, 0, 0),
     ],
 )
 def test_serve_ends_in_order_whatever_is_in_flight(
