@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from contextlib import aclosing
 from urllib.parse import parse_qs, urlsplit
@@ -31,7 +32,7 @@ async def main(target: str, port: int) -> None:
             finally:
                 writer.close()
 
-        server = await asyncio.start_server(handle, port=port)
+        server = await asyncio.start_server(handle, port=port, family=socket.AF_INET)
         sys.stdout.write(f"listening on port {server.sockets[0].getsockname()[1]}\n")
         sys.stdout.flush()
         await stopped.wait()
