@@ -166,7 +166,7 @@ class EngineLink:
         self._sinks.pop(request_id, None)
 
     async def run(self) -> None:
-        """Connects, and connects again, until cancelled. ModelFileError if the engine's vocabulary cannot be used."""
+        """Connects, and connects again, until cancelled. StartupError if the engine's vocabulary cannot be used."""
         log = structlog.get_logger(__name__).bind(engine=self._name)
         retry_seconds, told = FIRST_RETRY_SECONDS, ""
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from service_common.errors import ModelFileError
+from service_common.errors import ConfigError, ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
 from tokenizer_service.added_tokens import AddedByDefault
@@ -49,13 +49,24 @@ class Source(NamedTuple):
 def build_text_model(source: Source) -> TextModel:
     """The algorithm that `tokenizer.ggml.model` names.
 
-    Raises ModelFileError for a kind of vocabulary or a rule that is not known, and for whatever does not fit.
+    Raises ModelFileError for a kind of vocabulary or a rule that is not known, and for whatever does not fit;
+    ConfigError for an override that is not known, or that this kind of vocabulary has no use for.
     """
-    model = source.reader.get_str(MODEL_KEY)
+    model, override = source.reader.get_str(MODEL_KEY), source.pre_tokenizer
     if model not in _BUILDERS:
         known = ", ".join(_BUILDERS)
         raise ModelFileError(source.reader.name, MODEL_KEY, model, f"this kind of vocabulary is not supported: {known}")
+    if override is not None:
+        _check_override(override, model)
     return _BUILDERS[model](source)
+
+
+def _check_override(rule: str, model: str) -> None:
+    if model not in _RULED:
+        raise ConfigError(f"--pre-tokenizer is {rule}; a vocabulary of kind {model} has no such rule: leave it out")
+    known = {*PRE_TOKENIZERS, *CHARACTER_RULES}
+    if rule not in known:
+        raise ConfigError(f"--pre-tokenizer is {rule}; the rules are {', '.join(sorted(known))}")
 
 
 def _build_bpe(source: Source, rule: str | None = None) -> TextModel:
@@ -69,6 +80,7 @@ def _build_bpe(source: Source, rule: str | None = None) -> TextModel:
     raise ModelFileError(source.reader.name, PRE_KEY, rule, limit)
 
 
+_RULED = frozenset(("gpt2", "gemma4", "whitespace"))  # kinds whose text is cut by a rule first
 _BUILDERS: Mapping[str, Callable[[Source], TextModel]] = {
     "gpt2": _build_bpe,
     "gemma4": lambda source: _build_bpe(source, "gemma4"),

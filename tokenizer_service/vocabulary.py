@@ -59,7 +59,8 @@ class Vocabulary:
 
         `cache` keeps the ids of long texts.
 
-        Raises ModelFileError for a kind of vocabulary or a rule that is not known, and for whatever does not fit.
+        Raises ModelFileError for a kind of vocabulary or a rule that is not known, and for whatever does not fit;
+        ConfigError for an override that is not known, or that this kind of vocabulary has no use for.
         """
         special = SpecialTokens.from_gguf(reader)
         table = TokenTable.from_gguf(reader, special)

@@ -34,18 +34,17 @@ def choose_program(device: Device, kernels: ModelKernels, *, portable: bool) -> 
 
     With `portable` only portable kernels are tried. DeviceError names the kernel where the slowest one fails as well.
     """
-    failure: DeviceError | None = None
+    failures: list[DeviceError] = []
     for program in _programs(device, portable):
         try:
             self_test(program, kernels)
         except DeviceError as error:
-            failure = failure or error
-            last_failure = error
+            failures.append(error)
             continue
-        if failure is not None:
-            _warn(program, failure)
+        if failures:
+            _warn(program, failures[0])
         return program
-    raise last_failure
+    raise failures[-1]
 
 
 def _programs(device: Device, portable: bool) -> Iterator[Program]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from clforge import ChatTemplateOrigin, Client, Delta, Section
-from clforge.events import completion_from_proto, model_info_from_proto
+from clforge.updates import completion_from_proto, model_info_from_proto
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1 import tokenizer_pb2
 from tests.clforge.scripted_server import ScriptedServer, Step, accepted, delta, finished, running

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 
-from tests.tokenizer_service.vocabulary_builder import bpe_keys, random_text, reader, vocabulary
+from service_common.errors import ConfigError
+from tests.tokenizer_service.vocabulary_builder import (
+    bpe_keys,
+    random_text,
+    reader,
+    spm_keys,
+    vocabulary,
+    word_piece_keys,
+)
 from tokenizer_service.byte_level_bpe import words_of
 from tokenizer_service.pre_tokenizers import PRE_TOKENIZERS
 from tokenizer_service.vocabulary import Vocabulary
@@ -64,3 +73,17 @@ def test_every_rule_loses_nothing(rule: str) -> None:
         started = time.monotonic()
         assert tokens.decode(tokens.encode(text, add_special=False)) == text
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule", "told"),
+    [
+        (bpe_keys(), "no-such-rule", "the rules are"),
+        (spm_keys(), "gpt-2", "a vocabulary of kind llama has no such rule"),
+        (word_piece_keys(), "gpt-2", "a vocabulary of kind bert has no such rule"),
+    ],
+)
+def test_an_override_that_cannot_apply_is_an_error_of_the_option(keys: dict[str, Any], rule: str, told: str) -> None:
+    """An override that no rule has, or that the vocabulary has no use for, blames the option and not the file."""
+    with pytest.raises(ConfigError, match=f"--pre-tokenizer is {rule}; .*{told}"):
+        Vocabulary.from_gguf(reader(keys), pre_tokenizer=rule)

@@ -17,16 +17,10 @@ import grpc
 from clforge import retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
 from clforge.errors import ProtocolError, from_rpc_error
-from clforge.events import (
-    Completion,
-    Event,
-    ModelInfo,
-    UpdateReader,
-    completion_from_proto,
-    model_info_from_proto,
-)
+from clforge.events import Completion, Event, ModelInfo
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
+from clforge.updates import UpdateReader, completion_from_proto, model_info_from_proto
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 

@@ -16,9 +16,10 @@ import grpc
 
 from clforge import retry
 from clforge.errors import ClforgeError, ConnectionLostError, from_rpc_error
-from clforge.events import Delta, Event, Finished, UpdateReader
+from clforge.events import Delta, Event, Finished
 from clforge.flow_control import CreditWindow, Outgoing
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
+from clforge.updates import UpdateReader
 from clforge.v1 import generation_pb2, tokenizer_pb2
 from clforge.v1.tokenizer_pb2 import GenerateTextRequest
 

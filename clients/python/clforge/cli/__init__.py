@@ -18,7 +18,6 @@ from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
 from service_common.errors import ConfigError, StartupError
 from service_common.lifecycle import exit_with
-from service_common.logging import LogLevel
 from service_common.options import command
 from tokenizer_service.config import TokenizerConfig
 
@@ -171,7 +170,7 @@ def generate(
     """Generate text from a prompt, or with --chat an answer to it. It streams to standard output, all else goes to
     standard error. Ctrl-C cancels."""
     from clforge.chat import Chat
-    from clforge.cli.generate import Generation, is_listening, run_at, run_privately
+    from clforge.cli.generate import Generation, PrivateServer, run
 
     given = {
         "max_tokens": max_tokens,
@@ -186,21 +185,8 @@ def generate(
     if system is not None and not chat:
         raise ConfigError("--system needs --chat: without a chat template, put what you have to say into the prompt")
     text = _read_prompt(prompt)
-    given_prompt = Chat(text, system) if chat else text
-    generation = Generation(given_prompt, params, as_json, summary=verbose or sys.stderr.isatty())
-    private = {"model": model, "device": device, "threads": threads}
-    wanted = [f"--{name}" for name, value in private.items() if value is not None]
-    if target is not None and wanted:
-        raise ConfigError(f"--target and {wanted[0]} exclude each other: a running server, or a private one")
-    if not wanted:
-        if target is not None or is_listening(DEFAULT_TARGET):
-            sys.exit(run_at(target or DEFAULT_TARGET, generation))
-        sys.stderr.write(
-            f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
-        )
-    level = LogLevel.INFO if verbose else LogLevel.WARNING
-    engine_config = EngineConfig(model=model or BUNDLED_MODEL, device=device or 0, threads=threads, log_level=level)
-    sys.exit(run_privately(engine_config, generation))
+    generation = Generation(Chat(text, system) if chat else text, params, as_json, verbose or sys.stderr.isatty())
+    sys.exit(run(generation, target, PrivateServer(model, device, threads, verbose)))
 
 
 @app.command(epilog=f"{_ENCODE_EXAMPLES}\n{_TOKENIZE_EXIT_CODES}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,11 +18,14 @@ from rich.text import Text
 
 from clforge.cli import exit_codes
 from clforge.cli.local_server import ServerFailed, local_server
-from clforge.client import Client
+from clforge.client import DEFAULT_TARGET, Client
 from clforge.errors import ClforgeError
 from clforge.events import Delta, Event, Finished, FinishReason, Section
 from clforge.params import Params, Prompt
+from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
+from service_common.errors import ConfigError
+from service_common.logging import LogLevel
 
 _PROBE_SECONDS = 5.0  # loopback answers at once, if only with a refusal
 
@@ -36,24 +40,52 @@ class Generation:
     summary: bool
 
 
-def is_listening(target: str) -> bool:
-    """Whether anything accepts connections at `target`, host:port on this machine."""
+@dataclass(frozen=True)
+class PrivateServer:
+    """What was said of a server of our own: nothing, where all is None. `verbose`: its log is shown."""
+
+    model: Path | None
+    device: int | None
+    threads: int | None
+    verbose: bool
+
+    @property
+    def options(self) -> list[str]:
+        """The options by which one was asked for."""
+        given = {"--model": self.model, "--device": self.device, "--threads": self.threads}
+        return [name for name, value in given.items() if value is not None]
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's part of it."""
+        level = LogLevel.INFO if self.verbose else LogLevel.WARNING
+        return EngineConfig(
+            model=self.model or BUNDLED_MODEL, device=self.device or 0, threads=self.threads, log_level=level
+        )
+
+
+def run(generation: Generation, target: str | None, private: PrivateServer) -> int:
+    """Generates at `target`, on the private server that was asked for, at the default address if one listens there, or
+    else on a private server with the bundled model. Returns the exit code; ConfigError for options that exclude each
+    other.
+    """
+    if target is not None and private.options:
+        raise ConfigError(f"--target and {private.options[0]} exclude each other: a running server, or a private one")
+    if not private.options:
+        if target is not None or _is_listening(DEFAULT_TARGET):
+            return _interruptible(_generate(target or DEFAULT_TARGET, generation))
+        sys.stderr.write(
+            f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
+        )
+    return _interruptible(_serve_and_generate(private.engine_config(), generation))
+
+
+def _is_listening(target: str) -> bool:
     host, _, port = target.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
     except OSError:
         return False
     return True
-
-
-def run_at(target: str, generation: Generation) -> int:
-    """Generates on the server at `target`; returns the exit code."""
-    return _interruptible(_generate(target, generation))
-
-
-def run_privately(engine: EngineConfig, generation: Generation) -> int:
-    """Generates on a server of our own, which ends with the generation; returns the exit code."""
-    return _interruptible(_serve_and_generate(engine, generation))
 
 
 def _interruptible(generating: Coroutine[Any, Any, int]) -> int:

@@ -63,7 +63,8 @@ def decode(*, skip_special: bool, as_json: bool) -> Answer:
 def printer(vocab: Path | None, target: str | None, pre_tokenizer: str | None = None) -> Callable[[Answer], int]:
     """What prints an answer of the GGUF file `vocab`, or of the server at `target`, and returns the exit code.
 
-    ConfigError unless exactly one is given; ModelFileError for a file, or a rule `pre_tokenizer`, that cannot be used.
+    ConfigError unless exactly one is given, and for a rule `pre_tokenizer` that cannot be used; ModelFileError for a
+    file that cannot be.
     """
     if vocab is not None and target is None:
         with GGUFReader(vocab) as reader:
