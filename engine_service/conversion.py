@@ -22,6 +22,7 @@ from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
+_SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
 
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -162,9 +163,16 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    for field in ("constraint", "prompt_logprobs"):
+    for field in ("constraint", "prompt_logprobs", "speculation"):
         if params.HasField(field):
-            raise UnimplementedError(f"params.{field} is not served yet", reason="NOT_SERVED", field=f"params.{field}")
+            raise _not_served(f"params.{field}")
+    for descriptor, _ in params.sampling.ListFields():
+        if descriptor.name not in _SERVED_SAMPLING:
+            raise _not_served(f"params.sampling.{descriptor.name}")
+
+
+def _not_served(field: str) -> UnimplementedError:
+    return UnimplementedError(f"{field} is not served yet", reason="NOT_SERVED", field=field)
 
 
 def _checked_salt(salt: str) -> str:

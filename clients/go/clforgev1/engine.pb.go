@@ -37,8 +37,11 @@ type TokenSubmit struct {
 	// Names the client's stream that brought the request, for whoever passes those of many streams on in this one: what waits of
 	// each takes turns with the others. Any value, default 0.
 	ClientStreamId uint64 `protobuf:"varint,5,opt,name=client_stream_id,json=clientStreamId,proto3" json:"client_stream_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// On whose behalf: only the same owner may list and cancel the request, or share its cached prompts. At most 64 bytes; default empty,
+	// an owner like any other.
+	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TokenSubmit) Reset() {
@@ -104,6 +107,13 @@ func (x *TokenSubmit) GetClientStreamId() uint64 {
 		return x.ClientStreamId
 	}
 	return 0
+}
+
+func (x *TokenSubmit) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // What the client may say, in any order.
@@ -625,7 +635,9 @@ func (x *EngineServiceWatchLoadResponse) GetLoad() *Load {
 
 // Asks for the live requests.
 type EngineServiceListRequestsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose requests.
+	Owner         string `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +670,13 @@ func (x *EngineServiceListRequestsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use EngineServiceListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*EngineServiceListRequestsRequest) Descriptor() ([]byte, []int) {
 	return file_clforge_v1_engine_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EngineServiceListRequestsRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // The live requests.
@@ -710,7 +729,9 @@ func (x *EngineServiceListRequestsResponse) GetRequests() []*RequestInfo {
 type EngineServiceCancelRequestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The request's global id, from Accepted.
-	GlobalId      string `protobuf:"bytes,1,opt,name=global_id,json=globalId,proto3" json:"global_id,omitempty"`
+	GlobalId string `protobuf:"bytes,1,opt,name=global_id,json=globalId,proto3" json:"global_id,omitempty"`
+	// Whose request; another owner's is NOT_FOUND.
+	Owner         string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,6 +769,13 @@ func (*EngineServiceCancelRequestRequest) Descriptor() ([]byte, []int) {
 func (x *EngineServiceCancelRequestRequest) GetGlobalId() string {
 	if x != nil {
 		return x.GlobalId
+	}
+	return ""
+}
+
+func (x *EngineServiceCancelRequestRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
 	}
 	return ""
 }
@@ -941,14 +969,15 @@ var File_clforge_v1_engine_proto protoreflect.FileDescriptor
 const file_clforge_v1_engine_proto_rawDesc = "" +
 	"\n" +
 	"\x17clforge/v1/engine.proto\x12\n" +
-	"clforge.v1\x1a\x1bclforge/v1/generation.proto\"\xcc\x01\n" +
+	"clforge.v1\x1a\x1bclforge/v1/generation.proto\"\xe2\x01\n" +
 	"\vTokenSubmit\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\x04R\trequestId\x12\x1b\n" +
 	"\ttoken_ids\x18\x02 \x03(\rR\btokenIds\x124\n" +
 	"\x06params\x18\x03 \x01(\v2\x1c.clforge.v1.GenerationParamsR\x06params\x12!\n" +
 	"\fvocab_sha256\x18\x04 \x01(\tR\vvocabSha256\x12(\n" +
-	"\x10client_stream_id\x18\x05 \x01(\x04R\x0eclientStreamId\"\xd9\x01\n" +
+	"\x10client_stream_id\x18\x05 \x01(\x04R\x0eclientStreamId\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\"\xd9\x01\n" +
 	"\x15GenerateTokensRequest\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.clforge.v1.TokenSubmitH\x00R\x06submit\x12,\n" +
 	"\x06credit\x18\x02 \x01(\v2\x12.clforge.v1.CreditH\x00R\x06credit\x12,\n" +
@@ -972,12 +1001,14 @@ const file_clforge_v1_engine_proto_rawDesc = "" +
 	"\x04load\x18\x01 \x01(\v2\x10.clforge.v1.LoadR\x04load\"\x1f\n" +
 	"\x1dEngineServiceWatchLoadRequest\"F\n" +
 	"\x1eEngineServiceWatchLoadResponse\x12$\n" +
-	"\x04load\x18\x01 \x01(\v2\x10.clforge.v1.LoadR\x04load\"\"\n" +
-	" EngineServiceListRequestsRequest\"X\n" +
+	"\x04load\x18\x01 \x01(\v2\x10.clforge.v1.LoadR\x04load\"8\n" +
+	" EngineServiceListRequestsRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\"X\n" +
 	"!EngineServiceListRequestsResponse\x123\n" +
-	"\brequests\x18\x01 \x03(\v2\x17.clforge.v1.RequestInfoR\brequests\"@\n" +
+	"\brequests\x18\x01 \x03(\v2\x17.clforge.v1.RequestInfoR\brequests\"V\n" +
 	"!EngineServiceCancelRequestRequest\x12\x1b\n" +
-	"\tglobal_id\x18\x01 \x01(\tR\bglobalId\"$\n" +
+	"\tglobal_id\x18\x01 \x01(\tR\bglobalId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\"$\n" +
 	"\"EngineServiceCancelRequestResponse\"\xa9\x01\n" +
 	"\x19EngineServiceEmbedRequest\x12C\n" +
 	"\x06inputs\x18\x01 \x03(\v2+.clforge.v1.EngineServiceEmbedRequest.InputR\x06inputs\x12!\n" +

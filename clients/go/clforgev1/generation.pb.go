@@ -26,6 +26,88 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// A step on the way from logits to the next token. What changes logits by itself (logit_bias, allowed_token_ids, bad words, a
+// constraint) comes before all stages, and the draw after them.
+type SamplingStage int32
+
+const (
+	// Never sent.
+	SamplingStage_SAMPLING_STAGE_UNSPECIFIED SamplingStage = 0
+	// repetition_penalty, frequency_penalty and presence_penalty.
+	SamplingStage_SAMPLING_STAGE_PENALTIES SamplingStage = 1
+	// dry.
+	SamplingStage_SAMPLING_STAGE_DRY SamplingStage = 2
+	// top_n_sigma.
+	SamplingStage_SAMPLING_STAGE_TOP_N_SIGMA SamplingStage = 3
+	// temperature.
+	SamplingStage_SAMPLING_STAGE_TEMPERATURE SamplingStage = 4
+	// top_k.
+	SamplingStage_SAMPLING_STAGE_TOP_K SamplingStage = 5
+	// typical_p.
+	SamplingStage_SAMPLING_STAGE_TYPICAL_P SamplingStage = 6
+	// top_p.
+	SamplingStage_SAMPLING_STAGE_TOP_P SamplingStage = 7
+	// min_p.
+	SamplingStage_SAMPLING_STAGE_MIN_P SamplingStage = 8
+	// xtc.
+	SamplingStage_SAMPLING_STAGE_XTC SamplingStage = 9
+)
+
+// Enum value maps for SamplingStage.
+var (
+	SamplingStage_name = map[int32]string{
+		0: "SAMPLING_STAGE_UNSPECIFIED",
+		1: "SAMPLING_STAGE_PENALTIES",
+		2: "SAMPLING_STAGE_DRY",
+		3: "SAMPLING_STAGE_TOP_N_SIGMA",
+		4: "SAMPLING_STAGE_TEMPERATURE",
+		5: "SAMPLING_STAGE_TOP_K",
+		6: "SAMPLING_STAGE_TYPICAL_P",
+		7: "SAMPLING_STAGE_TOP_P",
+		8: "SAMPLING_STAGE_MIN_P",
+		9: "SAMPLING_STAGE_XTC",
+	}
+	SamplingStage_value = map[string]int32{
+		"SAMPLING_STAGE_UNSPECIFIED": 0,
+		"SAMPLING_STAGE_PENALTIES":   1,
+		"SAMPLING_STAGE_DRY":         2,
+		"SAMPLING_STAGE_TOP_N_SIGMA": 3,
+		"SAMPLING_STAGE_TEMPERATURE": 4,
+		"SAMPLING_STAGE_TOP_K":       5,
+		"SAMPLING_STAGE_TYPICAL_P":   6,
+		"SAMPLING_STAGE_TOP_P":       7,
+		"SAMPLING_STAGE_MIN_P":       8,
+		"SAMPLING_STAGE_XTC":         9,
+	}
+)
+
+func (x SamplingStage) Enum() *SamplingStage {
+	p := new(SamplingStage)
+	*p = x
+	return p
+}
+
+func (x SamplingStage) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SamplingStage) Descriptor() protoreflect.EnumDescriptor {
+	return file_clforge_v1_generation_proto_enumTypes[0].Descriptor()
+}
+
+func (SamplingStage) Type() protoreflect.EnumType {
+	return &file_clforge_v1_generation_proto_enumTypes[0]
+}
+
+func (x SamplingStage) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SamplingStage.Descriptor instead.
+func (SamplingStage) EnumDescriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{0}
+}
+
 // What a piece of text is part of. Reasoning is what a model thinks before it answers, between <think> and </think>: these marks
 // count wherever the model gives them as tokens of their own; spelled in several tokens, <think> counts only before any answer. A
 // prompt that ends with <think>, as some templates do, makes the output begin within. Reasoning that is cut off has no end mark.
@@ -73,11 +155,11 @@ func (x Section) String() string {
 }
 
 func (Section) Descriptor() protoreflect.EnumDescriptor {
-	return file_clforge_v1_generation_proto_enumTypes[0].Descriptor()
+	return file_clforge_v1_generation_proto_enumTypes[1].Descriptor()
 }
 
 func (Section) Type() protoreflect.EnumType {
-	return &file_clforge_v1_generation_proto_enumTypes[0]
+	return &file_clforge_v1_generation_proto_enumTypes[1]
 }
 
 func (x Section) Number() protoreflect.EnumNumber {
@@ -86,7 +168,7 @@ func (x Section) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Section.Descriptor instead.
 func (Section) EnumDescriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{0}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{1}
 }
 
 // Why a choice ended.
@@ -138,11 +220,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_clforge_v1_generation_proto_enumTypes[1].Descriptor()
+	return file_clforge_v1_generation_proto_enumTypes[2].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_clforge_v1_generation_proto_enumTypes[1]
+	return &file_clforge_v1_generation_proto_enumTypes[2]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -151,7 +233,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{1}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{2}
 }
 
 // Where the chat template comes from.
@@ -191,11 +273,11 @@ func (x ChatTemplateOrigin) String() string {
 }
 
 func (ChatTemplateOrigin) Descriptor() protoreflect.EnumDescriptor {
-	return file_clforge_v1_generation_proto_enumTypes[2].Descriptor()
+	return file_clforge_v1_generation_proto_enumTypes[3].Descriptor()
 }
 
 func (ChatTemplateOrigin) Type() protoreflect.EnumType {
-	return &file_clforge_v1_generation_proto_enumTypes[2]
+	return &file_clforge_v1_generation_proto_enumTypes[3]
 }
 
 func (x ChatTemplateOrigin) Number() protoreflect.EnumNumber {
@@ -204,7 +286,7 @@ func (x ChatTemplateOrigin) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChatTemplateOrigin.Descriptor instead.
 func (ChatTemplateOrigin) EnumDescriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{2}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{3}
 }
 
 // Where a request is in its life.
@@ -256,11 +338,11 @@ func (x RequestState) String() string {
 }
 
 func (RequestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_clforge_v1_generation_proto_enumTypes[3].Descriptor()
+	return file_clforge_v1_generation_proto_enumTypes[4].Descriptor()
 }
 
 func (RequestState) Type() protoreflect.EnumType {
-	return &file_clforge_v1_generation_proto_enumTypes[3]
+	return &file_clforge_v1_generation_proto_enumTypes[4]
 }
 
 func (x RequestState) Number() protoreflect.EnumNumber {
@@ -269,11 +351,253 @@ func (x RequestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RequestState.Descriptor instead.
 func (RequestState) EnumDescriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{4}
+}
+
+// Token ids in a row.
+type TokenSequence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one id, each below the vocabulary's size.
+	Ids           []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenSequence) Reset() {
+	*x = TokenSequence{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenSequence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenSequence) ProtoMessage() {}
+
+func (x *TokenSequence) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenSequence.ProtoReflect.Descriptor instead.
+func (*TokenSequence) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TokenSequence) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// DRY: a penalty for a token that would go on with a repetition. Of the longest run of tokens that the known tokens end with, that
+// occurred before, and that this token followed there, of length L ≥ allowed_length: multiplier × base^(L − allowed_length) is
+// taken from its logit.
+type Dry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Range [0, 100], default 0 (off).
+	Multiplier *float32 `protobuf:"fixed32,1,opt,name=multiplier,proto3,oneof" json:"multiplier,omitempty"`
+	// Range [1, 16], default 1.75.
+	Base *float32 `protobuf:"fixed32,2,opt,name=base,proto3,oneof" json:"base,omitempty"`
+	// Range [1, 1024], default 2.
+	AllowedLength *uint32 `protobuf:"varint,3,opt,name=allowed_length,json=allowedLength,proto3,oneof" json:"allowed_length,omitempty"`
+	// Last tokens, prompt included, in which repetitions are looked for. Range [0, 2^31), default 0: all.
+	Window *uint32 `protobuf:"varint,4,opt,name=window,proto3,oneof" json:"window,omitempty"`
+	// No run goes beyond a token that has one of these in its text. At most 16 of at most 64 bytes each; default: newline, colon,
+	// double quote, asterisk. An empty string alone stands for none at all.
+	SequenceBreakers []string `protobuf:"bytes,5,rep,name=sequence_breakers,json=sequenceBreakers,proto3" json:"sequence_breakers,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Dry) Reset() {
+	*x = Dry{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dry) ProtoMessage() {}
+
+func (x *Dry) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dry.ProtoReflect.Descriptor instead.
+func (*Dry) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Dry) GetMultiplier() float32 {
+	if x != nil && x.Multiplier != nil {
+		return *x.Multiplier
+	}
+	return 0
+}
+
+func (x *Dry) GetBase() float32 {
+	if x != nil && x.Base != nil {
+		return *x.Base
+	}
+	return 0
+}
+
+func (x *Dry) GetAllowedLength() uint32 {
+	if x != nil && x.AllowedLength != nil {
+		return *x.AllowedLength
+	}
+	return 0
+}
+
+func (x *Dry) GetWindow() uint32 {
+	if x != nil && x.Window != nil {
+		return *x.Window
+	}
+	return 0
+}
+
+func (x *Dry) GetSequenceBreakers() []string {
+	if x != nil {
+		return x.SequenceBreakers
+	}
+	return nil
+}
+
+// XTC: with this probability, drops all tokens of at least this share, but for the least likely of them.
+type Xtc struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Range [0, 1], default 0 (off).
+	Probability *float32 `protobuf:"fixed32,1,opt,name=probability,proto3,oneof" json:"probability,omitempty"`
+	// Of the probabilities as the stages before left them. Range (0, 1], default 0.1; above 0.5 never drops anything.
+	Threshold     *float32 `protobuf:"fixed32,2,opt,name=threshold,proto3,oneof" json:"threshold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Xtc) Reset() {
+	*x = Xtc{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Xtc) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Xtc) ProtoMessage() {}
+
+func (x *Xtc) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Xtc.ProtoReflect.Descriptor instead.
+func (*Xtc) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Xtc) GetProbability() float32 {
+	if x != nil && x.Probability != nil {
+		return *x.Probability
+	}
+	return 0
+}
+
+func (x *Xtc) GetThreshold() float32 {
+	if x != nil && x.Threshold != nil {
+		return *x.Threshold
+	}
+	return 0
+}
+
+// Mirostat v2: keeps tokens whose surprise is at most mu, which follows the target. It takes the place of top_k, typical_p, top_p,
+// min_p, top_n_sigma and xtc, which together with it are INVALID_ARGUMENT.
+type Mirostat struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Target surprise, tau, in bits. Range (0, 100]. Required.
+	Target *float32 `protobuf:"fixed32,1,opt,name=target,proto3,oneof" json:"target,omitempty"`
+	// Learning rate, eta. Range (0, 1], default 0.1.
+	LearningRate  *float32 `protobuf:"fixed32,2,opt,name=learning_rate,json=learningRate,proto3,oneof" json:"learning_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirostat) Reset() {
+	*x = Mirostat{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirostat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirostat) ProtoMessage() {}
+
+func (x *Mirostat) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirostat.ProtoReflect.Descriptor instead.
+func (*Mirostat) Descriptor() ([]byte, []int) {
 	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *Mirostat) GetTarget() float32 {
+	if x != nil && x.Target != nil {
+		return *x.Target
+	}
+	return 0
+}
+
+func (x *Mirostat) GetLearningRate() float32 {
+	if x != nil && x.LearningRate != nil {
+		return *x.LearningRate
+	}
+	return 0
+}
+
 // How the next token is chosen. A field that is not set takes its default; zero is a value, not a default.
-// Filters apply in the order temperature, top_k, top_p, min_p.
+// Stages apply in the order of SamplingStage, unless `order` says otherwise.
 type SamplingParams struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Divides the logits. Range [0, 100], default 1. 0 means greedy: the largest logit, ties by lowest id.
@@ -285,14 +609,45 @@ type SamplingParams struct {
 	// Drop tokens less likely than min_p times the most likely one. Range [0, 1], default 0 (off).
 	MinP *float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
 	// Key of the counter-based random numbers. Any 64-bit value; when not set the server draws one and returns it in Accepted.
-	Seed          *uint64 `protobuf:"varint,5,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
+	Seed *uint64 `protobuf:"varint,5,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
+	// Keep the most typical tokens, whose surprise is nearest the mean, until their probability reaches this. Range (0, 1], default 1
+	// (off).
+	TypicalP *float32 `protobuf:"fixed32,6,opt,name=typical_p,json=typicalP,proto3,oneof" json:"typical_p,omitempty"`
+	// Keep logits of at least the largest less so many standard deviations of the row. Range [0, 100], default 0 (off).
+	TopNSigma *float32 `protobuf:"fixed32,7,opt,name=top_n_sigma,json=topNSigma,proto3,oneof" json:"top_n_sigma,omitempty"`
+	// Divides the logit, multiplies it if negative, of each token of prompt or output. Range (0, 10], default 1 (off).
+	RepetitionPenalty *float32 `protobuf:"fixed32,8,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
+	// Taken from a token's logit for each time it was generated. Range [-10, 10], default 0.
+	FrequencyPenalty *float32 `protobuf:"fixed32,9,opt,name=frequency_penalty,json=frequencyPenalty,proto3,oneof" json:"frequency_penalty,omitempty"`
+	// Taken from a token's logit if it was generated. Range [-10, 10], default 0.
+	PresencePenalty *float32 `protobuf:"fixed32,10,opt,name=presence_penalty,json=presencePenalty,proto3,oneof" json:"presence_penalty,omitempty"`
+	// Last tokens, prompt included, that the three penalties look at. Range [0, 2^31), default 0: all.
+	PenaltyWindow *uint32 `protobuf:"varint,11,opt,name=penalty_window,json=penaltyWindow,proto3,oneof" json:"penalty_window,omitempty"`
+	// A penalty for going on with a repetition; default: none.
+	Dry *Dry `protobuf:"bytes,12,opt,name=dry,proto3" json:"dry,omitempty"`
+	// Drops the most likely tokens now and then; default: never.
+	Xtc *Xtc `protobuf:"bytes,13,opt,name=xtc,proto3" json:"xtc,omitempty"`
+	// A target for the surprise of each token; default: none.
+	Mirostat *Mirostat `protobuf:"bytes,14,opt,name=mirostat,proto3" json:"mirostat,omitempty"`
+	// Added to logits, by token id. At most 1024, each in [-100, 100].
+	LogitBias map[uint32]float32 `protobuf:"bytes,15,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
+	// If not empty, no other token is chosen, end-of-generation tokens included. At most 65536 ids.
+	AllowedTokenIds []uint32 `protobuf:"varint,16,rep,packed,name=allowed_token_ids,json=allowedTokenIds,proto3" json:"allowed_token_ids,omitempty"`
+	// What the output never holds: no sequence's last id is chosen where the rest comes before it. At most 256 of at most 64 ids.
+	BadTokenSequences []*TokenSequence `protobuf:"bytes,17,rep,name=bad_token_sequences,json=badTokenSequences,proto3" json:"bad_token_sequences,omitempty"`
+	// The same as text: every way to begin it, with and without a space before, that the vocabulary's own encoding has. At most 64 of at
+	// most 256 bytes each. Tokenizer service only.
+	BadWords []string `protobuf:"bytes,18,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
+	// Each stage at most once; those left out are off, and a parameter of theirs that is set is INVALID_ARGUMENT. Default: the order of
+	// SamplingStage.
+	Order         []SamplingStage `protobuf:"varint,19,rep,packed,name=order,proto3,enum=clforge.v1.SamplingStage" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SamplingParams) Reset() {
 	*x = SamplingParams{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[0]
+	mi := &file_clforge_v1_generation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +659,7 @@ func (x *SamplingParams) String() string {
 func (*SamplingParams) ProtoMessage() {}
 
 func (x *SamplingParams) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[0]
+	mi := &file_clforge_v1_generation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +672,7 @@ func (x *SamplingParams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SamplingParams.ProtoReflect.Descriptor instead.
 func (*SamplingParams) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{0}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SamplingParams) GetTemperature() float32 {
@@ -355,6 +710,104 @@ func (x *SamplingParams) GetSeed() uint64 {
 	return 0
 }
 
+func (x *SamplingParams) GetTypicalP() float32 {
+	if x != nil && x.TypicalP != nil {
+		return *x.TypicalP
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetTopNSigma() float32 {
+	if x != nil && x.TopNSigma != nil {
+		return *x.TopNSigma
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetRepetitionPenalty() float32 {
+	if x != nil && x.RepetitionPenalty != nil {
+		return *x.RepetitionPenalty
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetFrequencyPenalty() float32 {
+	if x != nil && x.FrequencyPenalty != nil {
+		return *x.FrequencyPenalty
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetPresencePenalty() float32 {
+	if x != nil && x.PresencePenalty != nil {
+		return *x.PresencePenalty
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetPenaltyWindow() uint32 {
+	if x != nil && x.PenaltyWindow != nil {
+		return *x.PenaltyWindow
+	}
+	return 0
+}
+
+func (x *SamplingParams) GetDry() *Dry {
+	if x != nil {
+		return x.Dry
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetXtc() *Xtc {
+	if x != nil {
+		return x.Xtc
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetMirostat() *Mirostat {
+	if x != nil {
+		return x.Mirostat
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetLogitBias() map[uint32]float32 {
+	if x != nil {
+		return x.LogitBias
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetAllowedTokenIds() []uint32 {
+	if x != nil {
+		return x.AllowedTokenIds
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetBadTokenSequences() []*TokenSequence {
+	if x != nil {
+		return x.BadTokenSequences
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetBadWords() []string {
+	if x != nil {
+		return x.BadWords
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetOrder() []SamplingStage {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 // When a choice ends.
 type StopParams struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -376,7 +829,7 @@ type StopParams struct {
 
 func (x *StopParams) Reset() {
 	*x = StopParams{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[1]
+	mi := &file_clforge_v1_generation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +841,7 @@ func (x *StopParams) String() string {
 func (*StopParams) ProtoMessage() {}
 
 func (x *StopParams) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[1]
+	mi := &file_clforge_v1_generation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +854,7 @@ func (x *StopParams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopParams.ProtoReflect.Descriptor instead.
 func (*StopParams) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{1}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StopParams) GetMaxTokens() uint32 {
@@ -446,6 +899,107 @@ func (x *StopParams) GetIncludeStop() bool {
 	return false
 }
 
+// Texts of which the output is to be one.
+type Choices struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one, at most 1024, together at most 64 KiB.
+	Texts         []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Choices) Reset() {
+	*x = Choices{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Choices) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Choices) ProtoMessage() {}
+
+func (x *Choices) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Choices.ProtoReflect.Descriptor instead.
+func (*Choices) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Choices) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+// Drafts: tokens that are guessed and then verified in one step. The output is that of plain decoding, bit for bit.
+type Speculation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Most tokens of a draft; fewer are guessed where few are accepted. Range [0, 16]; 0 turns drafts off. Default: the server's.
+	MaxDraftTokens *uint32 `protobuf:"varint,1,opt,name=max_draft_tokens,json=maxDraftTokens,proto3,oneof" json:"max_draft_tokens,omitempty"`
+	// Longest run of last tokens that is looked up in what came before, to guess what follows. Range [1, 8], default 3.
+	NgramSize     *uint32 `protobuf:"varint,2,opt,name=ngram_size,json=ngramSize,proto3,oneof" json:"ngram_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Speculation) Reset() {
+	*x = Speculation{}
+	mi := &file_clforge_v1_generation_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Speculation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Speculation) ProtoMessage() {}
+
+func (x *Speculation) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_generation_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Speculation.ProtoReflect.Descriptor instead.
+func (*Speculation) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Speculation) GetMaxDraftTokens() uint32 {
+	if x != nil && x.MaxDraftTokens != nil {
+		return *x.MaxDraftTokens
+	}
+	return 0
+}
+
+func (x *Speculation) GetNgramSize() uint32 {
+	if x != nil && x.NgramSize != nil {
+		return *x.NgramSize
+	}
+	return 0
+}
+
 // A constraint on the output. UNIMPLEMENTED where the server lacks it.
 type Constraint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -456,6 +1010,7 @@ type Constraint struct {
 	//	*Constraint_JsonSchema
 	//	*Constraint_Regex
 	//	*Constraint_Grammar
+	//	*Constraint_Choices
 	Kind          isConstraint_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -463,7 +1018,7 @@ type Constraint struct {
 
 func (x *Constraint) Reset() {
 	*x = Constraint{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[2]
+	mi := &file_clforge_v1_generation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +1030,7 @@ func (x *Constraint) String() string {
 func (*Constraint) ProtoMessage() {}
 
 func (x *Constraint) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[2]
+	mi := &file_clforge_v1_generation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +1043,7 @@ func (x *Constraint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
 func (*Constraint) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{2}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Constraint) GetKind() isConstraint_Kind {
@@ -525,6 +1080,15 @@ func (x *Constraint) GetGrammar() string {
 	return ""
 }
 
+func (x *Constraint) GetChoices() *Choices {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_Choices); ok {
+			return x.Choices
+		}
+	}
+	return nil
+}
+
 type isConstraint_Kind interface {
 	isConstraint_Kind()
 }
@@ -540,8 +1104,13 @@ type Constraint_Regex struct {
 }
 
 type Constraint_Grammar struct {
-	// A grammar in Lark notation. At most 64 KiB.
+	// A grammar in Lark notation, or in GBNF. At most 64 KiB.
 	Grammar string `protobuf:"bytes,3,opt,name=grammar,proto3,oneof"`
+}
+
+type Constraint_Choices struct {
+	// The output is one of these.
+	Choices *Choices `protobuf:"bytes,4,opt,name=choices,proto3,oneof"`
 }
 
 func (*Constraint_JsonSchema) isConstraint_Kind() {}
@@ -549,6 +1118,8 @@ func (*Constraint_JsonSchema) isConstraint_Kind() {}
 func (*Constraint_Regex) isConstraint_Kind() {}
 
 func (*Constraint_Grammar) isConstraint_Kind() {}
+
+func (*Constraint_Choices) isConstraint_Kind() {}
 
 // Everything about a generation but its input.
 type GenerationParams struct {
@@ -581,14 +1152,16 @@ type GenerationParams struct {
 	// Return the prompt's text before the output, as section PROMPT: a conversation as the template rendered it, token ids as Decode
 	// gives them. It stands for no tokens, and stop strings are not looked for in it. At most 1 MiB over all choices, else
 	// OUT_OF_RANGE. Default false. Tokenizer service only.
-	Echo          *bool `protobuf:"varint,13,opt,name=echo,proto3,oneof" json:"echo,omitempty"`
+	Echo *bool `protobuf:"varint,13,opt,name=echo,proto3,oneof" json:"echo,omitempty"`
+	// Drafts. Default: the server's.
+	Speculation   *Speculation `protobuf:"bytes,14,opt,name=speculation,proto3" json:"speculation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerationParams) Reset() {
 	*x = GenerationParams{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[3]
+	mi := &file_clforge_v1_generation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +1173,7 @@ func (x *GenerationParams) String() string {
 func (*GenerationParams) ProtoMessage() {}
 
 func (x *GenerationParams) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[3]
+	mi := &file_clforge_v1_generation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +1186,7 @@ func (x *GenerationParams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationParams.ProtoReflect.Descriptor instead.
 func (*GenerationParams) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{3}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GenerationParams) GetSampling() *SamplingParams {
@@ -707,6 +1280,13 @@ func (x *GenerationParams) GetEcho() bool {
 	return false
 }
 
+func (x *GenerationParams) GetSpeculation() *Speculation {
+	if x != nil {
+		return x.Speculation
+	}
+	return nil
+}
+
 // Permission to generate more. Additive, like WINDOW_UPDATE of HTTP/2. Ignored for a request that has ended.
 type Credit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -720,7 +1300,7 @@ type Credit struct {
 
 func (x *Credit) Reset() {
 	*x = Credit{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[4]
+	mi := &file_clforge_v1_generation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1312,7 @@ func (x *Credit) String() string {
 func (*Credit) ProtoMessage() {}
 
 func (x *Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[4]
+	mi := &file_clforge_v1_generation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1325,7 @@ func (x *Credit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credit.ProtoReflect.Descriptor instead.
 func (*Credit) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{4}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Credit) GetRequestId() uint64 {
@@ -773,7 +1353,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[5]
+	mi := &file_clforge_v1_generation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +1365,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[5]
+	mi := &file_clforge_v1_generation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +1378,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{5}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Cancel) GetRequestId() uint64 {
@@ -823,7 +1403,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[6]
+	mi := &file_clforge_v1_generation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1415,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[6]
+	mi := &file_clforge_v1_generation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1428,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{6}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Stop) GetRequestId() uint64 {
@@ -887,7 +1467,7 @@ type Logprob struct {
 
 func (x *Logprob) Reset() {
 	*x = Logprob{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[7]
+	mi := &file_clforge_v1_generation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1479,7 @@ func (x *Logprob) String() string {
 func (*Logprob) ProtoMessage() {}
 
 func (x *Logprob) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[7]
+	mi := &file_clforge_v1_generation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1492,7 @@ func (x *Logprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Logprob.ProtoReflect.Descriptor instead.
 func (*Logprob) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{7}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Logprob) GetTokenId() uint32 {
@@ -952,7 +1532,7 @@ type TokenLogprobs struct {
 
 func (x *TokenLogprobs) Reset() {
 	*x = TokenLogprobs{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[8]
+	mi := &file_clforge_v1_generation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1544,7 @@ func (x *TokenLogprobs) String() string {
 func (*TokenLogprobs) ProtoMessage() {}
 
 func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[8]
+	mi := &file_clforge_v1_generation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1557,7 @@ func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprobs.ProtoReflect.Descriptor instead.
 func (*TokenLogprobs) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{8}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokenLogprobs) GetChosen() *Logprob {
@@ -1018,7 +1598,7 @@ type Accepted struct {
 
 func (x *Accepted) Reset() {
 	*x = Accepted{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[9]
+	mi := &file_clforge_v1_generation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1610,7 @@ func (x *Accepted) String() string {
 func (*Accepted) ProtoMessage() {}
 
 func (x *Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[9]
+	mi := &file_clforge_v1_generation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1623,7 @@ func (x *Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accepted.ProtoReflect.Descriptor instead.
 func (*Accepted) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{9}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Accepted) GetGlobalId() string {
@@ -1086,14 +1666,17 @@ type Delta struct {
 	// One entry per token, when asked for.
 	Logprobs []*TokenLogprobs `protobuf:"bytes,4,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
 	// What all of the text is part of; a token is in the delta that has the first character of its text.
-	Section       Section `protobuf:"varint,5,opt,name=section,proto3,enum=clforge.v1.Section" json:"section,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Section Section `protobuf:"varint,5,opt,name=section,proto3,enum=clforge.v1.Section" json:"section,omitempty"`
+	// Log-probabilities of prompt tokens, in order and beginning with the second, when asked for: in deltas of the first choice that
+	// come before its first token.
+	PromptLogprobs []*TokenLogprobs `protobuf:"bytes,6,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[10]
+	mi := &file_clforge_v1_generation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1688,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[10]
+	mi := &file_clforge_v1_generation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1701,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{10}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Delta) GetText() string {
@@ -1156,6 +1739,13 @@ func (x *Delta) GetSection() Section {
 	return Section_SECTION_UNSPECIFIED
 }
 
+func (x *Delta) GetPromptLogprobs() []*TokenLogprobs {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return nil
+}
+
 // Counts of tokens.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1177,7 +1767,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[11]
+	mi := &file_clforge_v1_generation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1779,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[11]
+	mi := &file_clforge_v1_generation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1792,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{11}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1264,7 +1854,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[12]
+	mi := &file_clforge_v1_generation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1866,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[12]
+	mi := &file_clforge_v1_generation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1879,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{12}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Timings) GetQueue() *durationpb.Duration {
@@ -1344,7 +1934,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[13]
+	mi := &file_clforge_v1_generation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1946,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[13]
+	mi := &file_clforge_v1_generation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1959,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{13}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finished) GetReason() FinishReason {
@@ -1466,7 +2056,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[14]
+	mi := &file_clforge_v1_generation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +2068,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[14]
+	mi := &file_clforge_v1_generation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +2081,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{14}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Update) GetRequestId() uint64 {
@@ -1595,7 +2185,7 @@ type ChatMessage struct {
 
 func (x *ChatMessage) Reset() {
 	*x = ChatMessage{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[15]
+	mi := &file_clforge_v1_generation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +2197,7 @@ func (x *ChatMessage) String() string {
 func (*ChatMessage) ProtoMessage() {}
 
 func (x *ChatMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[15]
+	mi := &file_clforge_v1_generation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +2210,7 @@ func (x *ChatMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChatMessage.ProtoReflect.Descriptor instead.
 func (*ChatMessage) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{15}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ChatMessage) GetRole() string {
@@ -1680,7 +2270,7 @@ type Chat struct {
 
 func (x *Chat) Reset() {
 	*x = Chat{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[16]
+	mi := &file_clforge_v1_generation_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +2282,7 @@ func (x *Chat) String() string {
 func (*Chat) ProtoMessage() {}
 
 func (x *Chat) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[16]
+	mi := &file_clforge_v1_generation_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +2295,7 @@ func (x *Chat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chat.ProtoReflect.Descriptor instead.
 func (*Chat) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{16}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Chat) GetMessages() []*ChatMessage {
@@ -1764,7 +2354,7 @@ type ModelInfo struct {
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[17]
+	mi := &file_clforge_v1_generation_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2366,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[17]
+	mi := &file_clforge_v1_generation_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2379,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{17}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ModelInfo) GetName() string {
@@ -1916,7 +2506,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[18]
+	mi := &file_clforge_v1_generation_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2518,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[18]
+	mi := &file_clforge_v1_generation_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2531,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{18}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Load) GetNumRequestsRunning() uint32 {
@@ -2051,7 +2641,7 @@ type RequestInfo struct {
 
 func (x *RequestInfo) Reset() {
 	*x = RequestInfo{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[19]
+	mi := &file_clforge_v1_generation_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2653,7 @@ func (x *RequestInfo) String() string {
 func (*RequestInfo) ProtoMessage() {}
 
 func (x *RequestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[19]
+	mi := &file_clforge_v1_generation_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2666,7 @@ func (x *RequestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestInfo.ProtoReflect.Descriptor instead.
 func (*RequestInfo) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{19}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestInfo) GetGlobalId() string {
@@ -2139,7 +2729,7 @@ type Embedding struct {
 
 func (x *Embedding) Reset() {
 	*x = Embedding{}
-	mi := &file_clforge_v1_generation_proto_msgTypes[20]
+	mi := &file_clforge_v1_generation_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2741,7 @@ func (x *Embedding) String() string {
 func (*Embedding) ProtoMessage() {}
 
 func (x *Embedding) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_generation_proto_msgTypes[20]
+	mi := &file_clforge_v1_generation_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2754,7 @@ func (x *Embedding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Embedding.ProtoReflect.Descriptor instead.
 func (*Embedding) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{20}
+	return file_clforge_v1_generation_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Embedding) GetValues() []float32 {
@@ -2179,18 +2769,70 @@ var File_clforge_v1_generation_proto protoreflect.FileDescriptor
 const file_clforge_v1_generation_proto_rawDesc = "" +
 	"\n" +
 	"\x1bclforge/v1/generation.proto\x12\n" +
-	"clforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\xd5\x01\n" +
+	"clforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"!\n" +
+	"\rTokenSequence\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xef\x01\n" +
+	"\x03Dry\x12#\n" +
+	"\n" +
+	"multiplier\x18\x01 \x01(\x02H\x00R\n" +
+	"multiplier\x88\x01\x01\x12\x17\n" +
+	"\x04base\x18\x02 \x01(\x02H\x01R\x04base\x88\x01\x01\x12*\n" +
+	"\x0eallowed_length\x18\x03 \x01(\rH\x02R\rallowedLength\x88\x01\x01\x12\x1b\n" +
+	"\x06window\x18\x04 \x01(\rH\x03R\x06window\x88\x01\x01\x12+\n" +
+	"\x11sequence_breakers\x18\x05 \x03(\tR\x10sequenceBreakersB\r\n" +
+	"\v_multiplierB\a\n" +
+	"\x05_baseB\x11\n" +
+	"\x0f_allowed_lengthB\t\n" +
+	"\a_window\"m\n" +
+	"\x03Xtc\x12%\n" +
+	"\vprobability\x18\x01 \x01(\x02H\x00R\vprobability\x88\x01\x01\x12!\n" +
+	"\tthreshold\x18\x02 \x01(\x02H\x01R\tthreshold\x88\x01\x01B\x0e\n" +
+	"\f_probabilityB\f\n" +
+	"\n" +
+	"_threshold\"n\n" +
+	"\bMirostat\x12\x1b\n" +
+	"\x06target\x18\x01 \x01(\x02H\x00R\x06target\x88\x01\x01\x12(\n" +
+	"\rlearning_rate\x18\x02 \x01(\x02H\x01R\flearningRate\x88\x01\x01B\t\n" +
+	"\a_targetB\x10\n" +
+	"\x0e_learning_rate\"\x96\b\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
 	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +
 	"\x05top_p\x18\x03 \x01(\x02H\x02R\x04topP\x88\x01\x01\x12\x18\n" +
 	"\x05min_p\x18\x04 \x01(\x02H\x03R\x04minP\x88\x01\x01\x12\x17\n" +
-	"\x04seed\x18\x05 \x01(\x04H\x04R\x04seed\x88\x01\x01B\x0e\n" +
+	"\x04seed\x18\x05 \x01(\x04H\x04R\x04seed\x88\x01\x01\x12 \n" +
+	"\ttypical_p\x18\x06 \x01(\x02H\x05R\btypicalP\x88\x01\x01\x12#\n" +
+	"\vtop_n_sigma\x18\a \x01(\x02H\x06R\ttopNSigma\x88\x01\x01\x122\n" +
+	"\x12repetition_penalty\x18\b \x01(\x02H\aR\x11repetitionPenalty\x88\x01\x01\x120\n" +
+	"\x11frequency_penalty\x18\t \x01(\x02H\bR\x10frequencyPenalty\x88\x01\x01\x12.\n" +
+	"\x10presence_penalty\x18\n" +
+	" \x01(\x02H\tR\x0fpresencePenalty\x88\x01\x01\x12*\n" +
+	"\x0epenalty_window\x18\v \x01(\rH\n" +
+	"R\rpenaltyWindow\x88\x01\x01\x12!\n" +
+	"\x03dry\x18\f \x01(\v2\x0f.clforge.v1.DryR\x03dry\x12!\n" +
+	"\x03xtc\x18\r \x01(\v2\x0f.clforge.v1.XtcR\x03xtc\x120\n" +
+	"\bmirostat\x18\x0e \x01(\v2\x14.clforge.v1.MirostatR\bmirostat\x12H\n" +
+	"\n" +
+	"logit_bias\x18\x0f \x03(\v2).clforge.v1.SamplingParams.LogitBiasEntryR\tlogitBias\x12*\n" +
+	"\x11allowed_token_ids\x18\x10 \x03(\rR\x0fallowedTokenIds\x12I\n" +
+	"\x13bad_token_sequences\x18\x11 \x03(\v2\x19.clforge.v1.TokenSequenceR\x11badTokenSequences\x12\x1b\n" +
+	"\tbad_words\x18\x12 \x03(\tR\bbadWords\x12/\n" +
+	"\x05order\x18\x13 \x03(\x0e2\x19.clforge.v1.SamplingStageR\x05order\x1a<\n" +
+	"\x0eLogitBiasEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
 	"\f_temperatureB\b\n" +
 	"\x06_top_kB\b\n" +
 	"\x06_top_pB\b\n" +
 	"\x06_min_pB\a\n" +
-	"\x05_seed\"\x98\x02\n" +
+	"\x05_seedB\f\n" +
+	"\n" +
+	"_typical_pB\x0e\n" +
+	"\f_top_n_sigmaB\x15\n" +
+	"\x13_repetition_penaltyB\x14\n" +
+	"\x12_frequency_penaltyB\x13\n" +
+	"\x11_presence_penaltyB\x11\n" +
+	"\x0f_penalty_window\"\x98\x02\n" +
 	"\n" +
 	"StopParams\x12\"\n" +
 	"\n" +
@@ -2205,14 +2847,23 @@ const file_clforge_v1_generation_proto_rawDesc = "" +
 	"\v_max_tokensB\r\n" +
 	"\v_min_tokensB\r\n" +
 	"\v_ignore_eosB\x0f\n" +
-	"\r_include_stop\"k\n" +
+	"\r_include_stop\"\x1f\n" +
+	"\aChoices\x12\x14\n" +
+	"\x05texts\x18\x01 \x03(\tR\x05texts\"\x84\x01\n" +
+	"\vSpeculation\x12-\n" +
+	"\x10max_draft_tokens\x18\x01 \x01(\rH\x00R\x0emaxDraftTokens\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"ngram_size\x18\x02 \x01(\rH\x01R\tngramSize\x88\x01\x01B\x13\n" +
+	"\x11_max_draft_tokensB\r\n" +
+	"\v_ngram_size\"\x9c\x01\n" +
 	"\n" +
 	"Constraint\x12!\n" +
 	"\vjson_schema\x18\x01 \x01(\tH\x00R\n" +
 	"jsonSchema\x12\x16\n" +
 	"\x05regex\x18\x02 \x01(\tH\x00R\x05regex\x12\x1a\n" +
-	"\agrammar\x18\x03 \x01(\tH\x00R\agrammarB\x06\n" +
-	"\x04kind\"\xa2\x05\n" +
+	"\agrammar\x18\x03 \x01(\tH\x00R\agrammar\x12/\n" +
+	"\achoices\x18\x04 \x01(\v2\x13.clforge.v1.ChoicesH\x00R\achoicesB\x06\n" +
+	"\x04kind\"\xdd\x05\n" +
 	"\x10GenerationParams\x126\n" +
 	"\bsampling\x18\x01 \x01(\v2\x1a.clforge.v1.SamplingParamsR\bsampling\x122\n" +
 	"\bstopping\x18\x02 \x01(\v2\x16.clforge.v1.StopParamsR\bstopping\x12\x11\n" +
@@ -2230,7 +2881,8 @@ const file_clforge_v1_generation_proto_rawDesc = "" +
 	"constraint\x18\v \x01(\v2\x16.clforge.v1.ConstraintR\n" +
 	"constraint\x12*\n" +
 	"\x0etell_reasoning\x18\f \x01(\bH\aR\rtellReasoning\x88\x01\x01\x12\x17\n" +
-	"\x04echo\x18\r \x01(\bH\bR\x04echo\x88\x01\x01B\x04\n" +
+	"\x04echo\x18\r \x01(\bH\bR\x04echo\x88\x01\x01\x129\n" +
+	"\vspeculation\x18\x0e \x01(\v2\x17.clforge.v1.SpeculationR\vspeculationB\x04\n" +
 	"\x02_nB\v\n" +
 	"\t_priorityB\x11\n" +
 	"\x0f_initial_creditB\r\n" +
@@ -2266,14 +2918,15 @@ const file_clforge_v1_generation_proto_rawDesc = "" +
 	"\x04seed\x18\x02 \x01(\x04R\x04seed\x12\x1f\n" +
 	"\vnumerics_id\x18\x03 \x01(\tR\n" +
 	"numericsId\x12*\n" +
-	"\x11num_prompt_tokens\x18\x04 \x01(\rR\x0fnumPromptTokens\"\xbd\x01\n" +
+	"\x11num_prompt_tokens\x18\x04 \x01(\rR\x0fnumPromptTokens\"\x81\x02\n" +
 	"\x05Delta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1b\n" +
 	"\ttoken_ids\x18\x02 \x03(\rR\btokenIds\x12\x1d\n" +
 	"\n" +
 	"num_tokens\x18\x03 \x01(\rR\tnumTokens\x125\n" +
 	"\blogprobs\x18\x04 \x03(\v2\x19.clforge.v1.TokenLogprobsR\blogprobs\x12-\n" +
-	"\asection\x18\x05 \x01(\x0e2\x13.clforge.v1.SectionR\asection\"\xf7\x01\n" +
+	"\asection\x18\x05 \x01(\x0e2\x13.clforge.v1.SectionR\asection\x12B\n" +
+	"\x0fprompt_logprobs\x18\x06 \x03(\v2\x19.clforge.v1.TokenLogprobsR\x0epromptLogprobs\"\xf7\x01\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x02 \x01(\rR\fcachedTokens\x12)\n" +
@@ -2362,7 +3015,18 @@ const file_clforge_v1_generation_proto_rawDesc = "" +
 	"\bpriority\x18\x06 \x01(\x05R\bpriority\x12+\n" +
 	"\x03age\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03age\"#\n" +
 	"\tEmbedding\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\x02R\x06values*s\n" +
+	"\x06values\x18\x01 \x03(\x02R\x06values*\xa9\x02\n" +
+	"\rSamplingStage\x12\x1e\n" +
+	"\x1aSAMPLING_STAGE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18SAMPLING_STAGE_PENALTIES\x10\x01\x12\x16\n" +
+	"\x12SAMPLING_STAGE_DRY\x10\x02\x12\x1e\n" +
+	"\x1aSAMPLING_STAGE_TOP_N_SIGMA\x10\x03\x12\x1e\n" +
+	"\x1aSAMPLING_STAGE_TEMPERATURE\x10\x04\x12\x18\n" +
+	"\x14SAMPLING_STAGE_TOP_K\x10\x05\x12\x1c\n" +
+	"\x18SAMPLING_STAGE_TYPICAL_P\x10\x06\x12\x18\n" +
+	"\x14SAMPLING_STAGE_TOP_P\x10\a\x12\x18\n" +
+	"\x14SAMPLING_STAGE_MIN_P\x10\b\x12\x16\n" +
+	"\x12SAMPLING_STAGE_XTC\x10\t*s\n" +
 	"\aSection\x12\x17\n" +
 	"\x13SECTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSECTION_ANSWER\x10\x01\x12\x15\n" +
@@ -2400,70 +3064,87 @@ func file_clforge_v1_generation_proto_rawDescGZIP() []byte {
 	return file_clforge_v1_generation_proto_rawDescData
 }
 
-var file_clforge_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clforge_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_clforge_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_clforge_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_clforge_v1_generation_proto_goTypes = []any{
-	(Section)(0),                // 0: clforge.v1.Section
-	(FinishReason)(0),           // 1: clforge.v1.FinishReason
-	(ChatTemplateOrigin)(0),     // 2: clforge.v1.ChatTemplateOrigin
-	(RequestState)(0),           // 3: clforge.v1.RequestState
-	(*SamplingParams)(nil),      // 4: clforge.v1.SamplingParams
-	(*StopParams)(nil),          // 5: clforge.v1.StopParams
-	(*Constraint)(nil),          // 6: clforge.v1.Constraint
-	(*GenerationParams)(nil),    // 7: clforge.v1.GenerationParams
-	(*Credit)(nil),              // 8: clforge.v1.Credit
-	(*Cancel)(nil),              // 9: clforge.v1.Cancel
-	(*Stop)(nil),                // 10: clforge.v1.Stop
-	(*Logprob)(nil),             // 11: clforge.v1.Logprob
-	(*TokenLogprobs)(nil),       // 12: clforge.v1.TokenLogprobs
-	(*Accepted)(nil),            // 13: clforge.v1.Accepted
-	(*Delta)(nil),               // 14: clforge.v1.Delta
-	(*Usage)(nil),               // 15: clforge.v1.Usage
-	(*Timings)(nil),             // 16: clforge.v1.Timings
-	(*Finished)(nil),            // 17: clforge.v1.Finished
-	(*Update)(nil),              // 18: clforge.v1.Update
-	(*ChatMessage)(nil),         // 19: clforge.v1.ChatMessage
-	(*Chat)(nil),                // 20: clforge.v1.Chat
-	(*ModelInfo)(nil),           // 21: clforge.v1.ModelInfo
-	(*Load)(nil),                // 22: clforge.v1.Load
-	(*RequestInfo)(nil),         // 23: clforge.v1.RequestInfo
-	(*Embedding)(nil),           // 24: clforge.v1.Embedding
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
-	(*status.Status)(nil),       // 26: google.rpc.Status
-	(*structpb.Struct)(nil),     // 27: google.protobuf.Struct
+	(SamplingStage)(0),          // 0: clforge.v1.SamplingStage
+	(Section)(0),                // 1: clforge.v1.Section
+	(FinishReason)(0),           // 2: clforge.v1.FinishReason
+	(ChatTemplateOrigin)(0),     // 3: clforge.v1.ChatTemplateOrigin
+	(RequestState)(0),           // 4: clforge.v1.RequestState
+	(*TokenSequence)(nil),       // 5: clforge.v1.TokenSequence
+	(*Dry)(nil),                 // 6: clforge.v1.Dry
+	(*Xtc)(nil),                 // 7: clforge.v1.Xtc
+	(*Mirostat)(nil),            // 8: clforge.v1.Mirostat
+	(*SamplingParams)(nil),      // 9: clforge.v1.SamplingParams
+	(*StopParams)(nil),          // 10: clforge.v1.StopParams
+	(*Choices)(nil),             // 11: clforge.v1.Choices
+	(*Speculation)(nil),         // 12: clforge.v1.Speculation
+	(*Constraint)(nil),          // 13: clforge.v1.Constraint
+	(*GenerationParams)(nil),    // 14: clforge.v1.GenerationParams
+	(*Credit)(nil),              // 15: clforge.v1.Credit
+	(*Cancel)(nil),              // 16: clforge.v1.Cancel
+	(*Stop)(nil),                // 17: clforge.v1.Stop
+	(*Logprob)(nil),             // 18: clforge.v1.Logprob
+	(*TokenLogprobs)(nil),       // 19: clforge.v1.TokenLogprobs
+	(*Accepted)(nil),            // 20: clforge.v1.Accepted
+	(*Delta)(nil),               // 21: clforge.v1.Delta
+	(*Usage)(nil),               // 22: clforge.v1.Usage
+	(*Timings)(nil),             // 23: clforge.v1.Timings
+	(*Finished)(nil),            // 24: clforge.v1.Finished
+	(*Update)(nil),              // 25: clforge.v1.Update
+	(*ChatMessage)(nil),         // 26: clforge.v1.ChatMessage
+	(*Chat)(nil),                // 27: clforge.v1.Chat
+	(*ModelInfo)(nil),           // 28: clforge.v1.ModelInfo
+	(*Load)(nil),                // 29: clforge.v1.Load
+	(*RequestInfo)(nil),         // 30: clforge.v1.RequestInfo
+	(*Embedding)(nil),           // 31: clforge.v1.Embedding
+	nil,                         // 32: clforge.v1.SamplingParams.LogitBiasEntry
+	(*durationpb.Duration)(nil), // 33: google.protobuf.Duration
+	(*status.Status)(nil),       // 34: google.rpc.Status
+	(*structpb.Struct)(nil),     // 35: google.protobuf.Struct
 }
 var file_clforge_v1_generation_proto_depIdxs = []int32{
-	4,  // 0: clforge.v1.GenerationParams.sampling:type_name -> clforge.v1.SamplingParams
-	5,  // 1: clforge.v1.GenerationParams.stopping:type_name -> clforge.v1.StopParams
-	25, // 2: clforge.v1.GenerationParams.timeout:type_name -> google.protobuf.Duration
-	6,  // 3: clforge.v1.GenerationParams.constraint:type_name -> clforge.v1.Constraint
-	11, // 4: clforge.v1.TokenLogprobs.chosen:type_name -> clforge.v1.Logprob
-	11, // 5: clforge.v1.TokenLogprobs.top:type_name -> clforge.v1.Logprob
-	12, // 6: clforge.v1.Delta.logprobs:type_name -> clforge.v1.TokenLogprobs
-	0,  // 7: clforge.v1.Delta.section:type_name -> clforge.v1.Section
-	25, // 8: clforge.v1.Timings.queue:type_name -> google.protobuf.Duration
-	25, // 9: clforge.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	25, // 10: clforge.v1.Timings.decode:type_name -> google.protobuf.Duration
-	25, // 11: clforge.v1.Timings.detokenize:type_name -> google.protobuf.Duration
-	1,  // 12: clforge.v1.Finished.reason:type_name -> clforge.v1.FinishReason
-	15, // 13: clforge.v1.Finished.usage:type_name -> clforge.v1.Usage
-	16, // 14: clforge.v1.Finished.timings:type_name -> clforge.v1.Timings
-	26, // 15: clforge.v1.Finished.error:type_name -> google.rpc.Status
-	13, // 16: clforge.v1.Update.accepted:type_name -> clforge.v1.Accepted
-	14, // 17: clforge.v1.Update.delta:type_name -> clforge.v1.Delta
-	17, // 18: clforge.v1.Update.finished:type_name -> clforge.v1.Finished
-	27, // 19: clforge.v1.ChatMessage.tool_calls:type_name -> google.protobuf.Struct
-	19, // 20: clforge.v1.Chat.messages:type_name -> clforge.v1.ChatMessage
-	27, // 21: clforge.v1.Chat.tools:type_name -> google.protobuf.Struct
-	27, // 22: clforge.v1.Chat.template_kwargs:type_name -> google.protobuf.Struct
-	2,  // 23: clforge.v1.ModelInfo.chat_template_origin:type_name -> clforge.v1.ChatTemplateOrigin
-	3,  // 24: clforge.v1.RequestInfo.state:type_name -> clforge.v1.RequestState
-	25, // 25: clforge.v1.RequestInfo.age:type_name -> google.protobuf.Duration
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	6,  // 0: clforge.v1.SamplingParams.dry:type_name -> clforge.v1.Dry
+	7,  // 1: clforge.v1.SamplingParams.xtc:type_name -> clforge.v1.Xtc
+	8,  // 2: clforge.v1.SamplingParams.mirostat:type_name -> clforge.v1.Mirostat
+	32, // 3: clforge.v1.SamplingParams.logit_bias:type_name -> clforge.v1.SamplingParams.LogitBiasEntry
+	5,  // 4: clforge.v1.SamplingParams.bad_token_sequences:type_name -> clforge.v1.TokenSequence
+	0,  // 5: clforge.v1.SamplingParams.order:type_name -> clforge.v1.SamplingStage
+	11, // 6: clforge.v1.Constraint.choices:type_name -> clforge.v1.Choices
+	9,  // 7: clforge.v1.GenerationParams.sampling:type_name -> clforge.v1.SamplingParams
+	10, // 8: clforge.v1.GenerationParams.stopping:type_name -> clforge.v1.StopParams
+	33, // 9: clforge.v1.GenerationParams.timeout:type_name -> google.protobuf.Duration
+	13, // 10: clforge.v1.GenerationParams.constraint:type_name -> clforge.v1.Constraint
+	12, // 11: clforge.v1.GenerationParams.speculation:type_name -> clforge.v1.Speculation
+	18, // 12: clforge.v1.TokenLogprobs.chosen:type_name -> clforge.v1.Logprob
+	18, // 13: clforge.v1.TokenLogprobs.top:type_name -> clforge.v1.Logprob
+	19, // 14: clforge.v1.Delta.logprobs:type_name -> clforge.v1.TokenLogprobs
+	1,  // 15: clforge.v1.Delta.section:type_name -> clforge.v1.Section
+	19, // 16: clforge.v1.Delta.prompt_logprobs:type_name -> clforge.v1.TokenLogprobs
+	33, // 17: clforge.v1.Timings.queue:type_name -> google.protobuf.Duration
+	33, // 18: clforge.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	33, // 19: clforge.v1.Timings.decode:type_name -> google.protobuf.Duration
+	33, // 20: clforge.v1.Timings.detokenize:type_name -> google.protobuf.Duration
+	2,  // 21: clforge.v1.Finished.reason:type_name -> clforge.v1.FinishReason
+	22, // 22: clforge.v1.Finished.usage:type_name -> clforge.v1.Usage
+	23, // 23: clforge.v1.Finished.timings:type_name -> clforge.v1.Timings
+	34, // 24: clforge.v1.Finished.error:type_name -> google.rpc.Status
+	20, // 25: clforge.v1.Update.accepted:type_name -> clforge.v1.Accepted
+	21, // 26: clforge.v1.Update.delta:type_name -> clforge.v1.Delta
+	24, // 27: clforge.v1.Update.finished:type_name -> clforge.v1.Finished
+	35, // 28: clforge.v1.ChatMessage.tool_calls:type_name -> google.protobuf.Struct
+	26, // 29: clforge.v1.Chat.messages:type_name -> clforge.v1.ChatMessage
+	35, // 30: clforge.v1.Chat.tools:type_name -> google.protobuf.Struct
+	35, // 31: clforge.v1.Chat.template_kwargs:type_name -> google.protobuf.Struct
+	3,  // 32: clforge.v1.ModelInfo.chat_template_origin:type_name -> clforge.v1.ChatTemplateOrigin
+	4,  // 33: clforge.v1.RequestInfo.state:type_name -> clforge.v1.RequestState
+	33, // 34: clforge.v1.RequestInfo.age:type_name -> google.protobuf.Duration
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_clforge_v1_generation_proto_init() }
@@ -2471,19 +3152,24 @@ func file_clforge_v1_generation_proto_init() {
 	if File_clforge_v1_generation_proto != nil {
 		return
 	}
-	file_clforge_v1_generation_proto_msgTypes[0].OneofWrappers = []any{}
 	file_clforge_v1_generation_proto_msgTypes[1].OneofWrappers = []any{}
-	file_clforge_v1_generation_proto_msgTypes[2].OneofWrappers = []any{
+	file_clforge_v1_generation_proto_msgTypes[2].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[3].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[4].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[5].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[7].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[8].OneofWrappers = []any{
 		(*Constraint_JsonSchema)(nil),
 		(*Constraint_Regex)(nil),
 		(*Constraint_Grammar)(nil),
+		(*Constraint_Choices)(nil),
 	}
-	file_clforge_v1_generation_proto_msgTypes[3].OneofWrappers = []any{}
-	file_clforge_v1_generation_proto_msgTypes[13].OneofWrappers = []any{
+	file_clforge_v1_generation_proto_msgTypes[9].OneofWrappers = []any{}
+	file_clforge_v1_generation_proto_msgTypes[19].OneofWrappers = []any{
 		(*Finished_StopTokenId)(nil),
 		(*Finished_StopString)(nil),
 	}
-	file_clforge_v1_generation_proto_msgTypes[14].OneofWrappers = []any{
+	file_clforge_v1_generation_proto_msgTypes[20].OneofWrappers = []any{
 		(*Update_Accepted)(nil),
 		(*Update_Delta)(nil),
 		(*Update_Finished)(nil),
@@ -2493,8 +3179,8 @@ func file_clforge_v1_generation_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clforge_v1_generation_proto_rawDesc), len(file_clforge_v1_generation_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   21,
+			NumEnums:      5,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

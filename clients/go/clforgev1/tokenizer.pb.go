@@ -593,9 +593,11 @@ type CompleteResponse struct {
 	// The choices, in order.
 	Choices []*CompleteResponse_Choice `protobuf:"bytes,1,rep,name=choices,proto3" json:"choices,omitempty"`
 	// How the request was admitted: its global id, seed and arithmetic.
-	Accepted      *Accepted `protobuf:"bytes,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Accepted *Accepted `protobuf:"bytes,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Log-probabilities of the prompt's tokens, beginning with the second, when asked for.
+	PromptLogprobs []*TokenLogprobs `protobuf:"bytes,3,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CompleteResponse) Reset() {
@@ -642,6 +644,13 @@ func (x *CompleteResponse) GetAccepted() *Accepted {
 	return nil
 }
 
+func (x *CompleteResponse) GetPromptLogprobs() []*TokenLogprobs {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return nil
+}
+
 // Text to be encoded.
 type EncodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -650,7 +659,9 @@ type EncodeRequest struct {
 	// Add the begin- and end-of-text tokens that the model asks for. Default true.
 	AddSpecial *bool `protobuf:"varint,2,opt,name=add_special,json=addSpecial,proto3,oneof" json:"add_special,omitempty"`
 	// Read special tokens spelled in the text as such. Default false: they stay text.
-	ParseSpecial  *bool `protobuf:"varint,3,opt,name=parse_special,json=parseSpecial,proto3,oneof" json:"parse_special,omitempty"`
+	ParseSpecial *bool `protobuf:"varint,3,opt,name=parse_special,json=parseSpecial,proto3,oneof" json:"parse_special,omitempty"`
+	// Tell which part of the text each token stands for. Default false.
+	WithOffsets   *bool `protobuf:"varint,4,opt,name=with_offsets,json=withOffsets,proto3,oneof" json:"with_offsets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -706,18 +717,83 @@ func (x *EncodeRequest) GetParseSpecial() bool {
 	return false
 }
 
+func (x *EncodeRequest) GetWithOffsets() bool {
+	if x != nil && x.WithOffsets != nil {
+		return *x.WithOffsets
+	}
+	return false
+}
+
+// Which part of a text each token of a list stands for, in Unicode characters. Characters of several tokens belong to each of them; a
+// token that stands for none, as one of begin-of-text, has start = end.
+type TokenOffsets struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first character, by token.
+	Starts []uint32 `protobuf:"varint,1,rep,packed,name=starts,proto3" json:"starts,omitempty"`
+	// One past the last character, by token.
+	Ends          []uint32 `protobuf:"varint,2,rep,packed,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenOffsets) Reset() {
+	*x = TokenOffsets{}
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenOffsets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenOffsets) ProtoMessage() {}
+
+func (x *TokenOffsets) ProtoReflect() protoreflect.Message {
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenOffsets.ProtoReflect.Descriptor instead.
+func (*TokenOffsets) Descriptor() ([]byte, []int) {
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TokenOffsets) GetStarts() []uint32 {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+func (x *TokenOffsets) GetEnds() []uint32 {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
 // Encoded text.
 type EncodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One list per text, in order.
-	Sequences     []*TokenIds `protobuf:"bytes,1,rep,name=sequences,proto3" json:"sequences,omitempty"`
+	Sequences []*TokenIds `protobuf:"bytes,1,rep,name=sequences,proto3" json:"sequences,omitempty"`
+	// One per text, in order, when asked for.
+	Offsets       []*TokenOffsets `protobuf:"bytes,2,rep,name=offsets,proto3" json:"offsets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EncodeResponse) Reset() {
 	*x = EncodeResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[10]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +805,7 @@ func (x *EncodeResponse) String() string {
 func (*EncodeResponse) ProtoMessage() {}
 
 func (x *EncodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[10]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,12 +818,19 @@ func (x *EncodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodeResponse.ProtoReflect.Descriptor instead.
 func (*EncodeResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{10}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EncodeResponse) GetSequences() []*TokenIds {
 	if x != nil {
 		return x.Sequences
+	}
+	return nil
+}
+
+func (x *EncodeResponse) GetOffsets() []*TokenOffsets {
+	if x != nil {
+		return x.Offsets
 	}
 	return nil
 }
@@ -758,14 +841,16 @@ type DecodeRequest struct {
 	// At most 1024 lists.
 	Sequences []*TokenIds `protobuf:"bytes,1,rep,name=sequences,proto3" json:"sequences,omitempty"`
 	// Leave out control tokens. Default true.
-	SkipSpecial   *bool `protobuf:"varint,2,opt,name=skip_special,json=skipSpecial,proto3,oneof" json:"skip_special,omitempty"`
+	SkipSpecial *bool `protobuf:"varint,2,opt,name=skip_special,json=skipSpecial,proto3,oneof" json:"skip_special,omitempty"`
+	// Tell which part of the text each token stands for. Default false.
+	WithOffsets   *bool `protobuf:"varint,3,opt,name=with_offsets,json=withOffsets,proto3,oneof" json:"with_offsets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecodeRequest) Reset() {
 	*x = DecodeRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[11]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +862,7 @@ func (x *DecodeRequest) String() string {
 func (*DecodeRequest) ProtoMessage() {}
 
 func (x *DecodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[11]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +875,7 @@ func (x *DecodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeRequest.ProtoReflect.Descriptor instead.
 func (*DecodeRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{11}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DecodeRequest) GetSequences() []*TokenIds {
@@ -807,18 +892,27 @@ func (x *DecodeRequest) GetSkipSpecial() bool {
 	return false
 }
 
+func (x *DecodeRequest) GetWithOffsets() bool {
+	if x != nil && x.WithOffsets != nil {
+		return *x.WithOffsets
+	}
+	return false
+}
+
 // Decoded text.
 type DecodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One text per list, in order. Bytes that are not UTF-8 come back as U+FFFD.
-	Texts         []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	Texts []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	// One per list, in order, when asked for.
+	Offsets       []*TokenOffsets `protobuf:"bytes,2,rep,name=offsets,proto3" json:"offsets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecodeResponse) Reset() {
 	*x = DecodeResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[12]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +924,7 @@ func (x *DecodeResponse) String() string {
 func (*DecodeResponse) ProtoMessage() {}
 
 func (x *DecodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[12]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,12 +937,19 @@ func (x *DecodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeResponse.ProtoReflect.Descriptor instead.
 func (*DecodeResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{12}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DecodeResponse) GetTexts() []string {
 	if x != nil {
 		return x.Texts
+	}
+	return nil
+}
+
+func (x *DecodeResponse) GetOffsets() []*TokenOffsets {
+	if x != nil {
+		return x.Offsets
 	}
 	return nil
 }
@@ -864,7 +965,7 @@ type RenderChatRequest struct {
 
 func (x *RenderChatRequest) Reset() {
 	*x = RenderChatRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[13]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +977,7 @@ func (x *RenderChatRequest) String() string {
 func (*RenderChatRequest) ProtoMessage() {}
 
 func (x *RenderChatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[13]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +990,7 @@ func (x *RenderChatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenderChatRequest.ProtoReflect.Descriptor instead.
 func (*RenderChatRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{13}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenderChatRequest) GetChat() *Chat {
@@ -912,7 +1013,7 @@ type RenderChatResponse struct {
 
 func (x *RenderChatResponse) Reset() {
 	*x = RenderChatResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[14]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1025,7 @@ func (x *RenderChatResponse) String() string {
 func (*RenderChatResponse) ProtoMessage() {}
 
 func (x *RenderChatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[14]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1038,7 @@ func (x *RenderChatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenderChatResponse.ProtoReflect.Descriptor instead.
 func (*RenderChatResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{14}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenderChatResponse) GetText() string {
@@ -963,7 +1064,7 @@ type GetModelInfoRequest struct {
 
 func (x *GetModelInfoRequest) Reset() {
 	*x = GetModelInfoRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[15]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1076,7 @@ func (x *GetModelInfoRequest) String() string {
 func (*GetModelInfoRequest) ProtoMessage() {}
 
 func (x *GetModelInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[15]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1089,7 @@ func (x *GetModelInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetModelInfoRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{15}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{16}
 }
 
 // The model's description.
@@ -1002,7 +1103,7 @@ type GetModelInfoResponse struct {
 
 func (x *GetModelInfoResponse) Reset() {
 	*x = GetModelInfoResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[16]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1115,7 @@ func (x *GetModelInfoResponse) String() string {
 func (*GetModelInfoResponse) ProtoMessage() {}
 
 func (x *GetModelInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[16]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1128,7 @@ func (x *GetModelInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetModelInfoResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{16}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetModelInfoResponse) GetModelInfo() *ModelInfo {
@@ -1046,7 +1147,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[17]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1159,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[17]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1172,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{17}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{18}
 }
 
 // The live requests.
@@ -1085,7 +1186,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[18]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1198,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[18]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1211,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{18}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestInfo {
@@ -1131,7 +1232,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[19]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1244,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[19]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1257,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{19}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelRequestRequest) GetGlobalId() string {
@@ -1175,7 +1276,7 @@ type CancelRequestResponse struct {
 
 func (x *CancelRequestResponse) Reset() {
 	*x = CancelRequestResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[20]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1288,7 @@ func (x *CancelRequestResponse) String() string {
 func (*CancelRequestResponse) ProtoMessage() {}
 
 func (x *CancelRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[20]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1301,7 @@ func (x *CancelRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestResponse.ProtoReflect.Descriptor instead.
 func (*CancelRequestResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{20}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{21}
 }
 
 // Asks to be told of the engine's load.
@@ -1212,7 +1313,7 @@ type WatchLoadRequest struct {
 
 func (x *WatchLoadRequest) Reset() {
 	*x = WatchLoadRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[21]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1325,7 @@ func (x *WatchLoadRequest) String() string {
 func (*WatchLoadRequest) ProtoMessage() {}
 
 func (x *WatchLoadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[21]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1338,7 @@ func (x *WatchLoadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchLoadRequest.ProtoReflect.Descriptor instead.
 func (*WatchLoadRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{21}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{22}
 }
 
 // The engine's load at one moment.
@@ -1251,7 +1352,7 @@ type WatchLoadResponse struct {
 
 func (x *WatchLoadResponse) Reset() {
 	*x = WatchLoadResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[22]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1364,7 @@ func (x *WatchLoadResponse) String() string {
 func (*WatchLoadResponse) ProtoMessage() {}
 
 func (x *WatchLoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[22]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1377,7 @@ func (x *WatchLoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchLoadResponse.ProtoReflect.Descriptor instead.
 func (*WatchLoadResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{22}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchLoadResponse) GetLoad() *Load {
@@ -1297,7 +1398,7 @@ type EmbedRequest struct {
 
 func (x *EmbedRequest) Reset() {
 	*x = EmbedRequest{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[23]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1410,7 @@ func (x *EmbedRequest) String() string {
 func (*EmbedRequest) ProtoMessage() {}
 
 func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[23]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1423,7 @@ func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedRequest.ProtoReflect.Descriptor instead.
 func (*EmbedRequest) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{23}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EmbedRequest) GetTexts() []string {
@@ -1343,7 +1444,7 @@ type EmbedResponse struct {
 
 func (x *EmbedResponse) Reset() {
 	*x = EmbedResponse{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1456,7 @@ func (x *EmbedResponse) String() string {
 func (*EmbedResponse) ProtoMessage() {}
 
 func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1469,7 @@ func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedResponse.ProtoReflect.Descriptor instead.
 func (*EmbedResponse) Descriptor() ([]byte, []int) {
-	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{24}
+	return file_clforge_v1_tokenizer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EmbedResponse) GetEmbeddings() []*Embedding {
@@ -1399,7 +1500,7 @@ type CompleteResponse_Choice struct {
 
 func (x *CompleteResponse_Choice) Reset() {
 	*x = CompleteResponse_Choice{}
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1512,7 @@ func (x *CompleteResponse_Choice) String() string {
 func (*CompleteResponse_Choice) ProtoMessage() {}
 
 func (x *CompleteResponse_Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_clforge_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_clforge_v1_tokenizer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,32 +1607,42 @@ const file_clforge_v1_tokenizer_proto_rawDesc = "" +
 	"\x0fCompleteRequest\x12*\n" +
 	"\x06prompt\x18\x01 \x01(\v2\x12.clforge.v1.PromptR\x06prompt\x124\n" +
 	"\x06params\x18\x02 \x01(\v2\x1c.clforge.v1.GenerationParamsR\x06params\x12\x14\n" +
-	"\x05model\x18\x03 \x01(\tR\x05model\"\xde\x02\n" +
+	"\x05model\x18\x03 \x01(\tR\x05model\"\xa2\x03\n" +
 	"\x10CompleteResponse\x12=\n" +
 	"\achoices\x18\x01 \x03(\v2#.clforge.v1.CompleteResponse.ChoiceR\achoices\x120\n" +
-	"\baccepted\x18\x02 \x01(\v2\x14.clforge.v1.AcceptedR\baccepted\x1a\xd8\x01\n" +
+	"\baccepted\x18\x02 \x01(\v2\x14.clforge.v1.AcceptedR\baccepted\x12B\n" +
+	"\x0fprompt_logprobs\x18\x03 \x03(\v2\x19.clforge.v1.TokenLogprobsR\x0epromptLogprobs\x1a\xd8\x01\n" +
 	"\x06Choice\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1b\n" +
 	"\ttoken_ids\x18\x02 \x03(\rR\btokenIds\x125\n" +
 	"\blogprobs\x18\x03 \x03(\v2\x19.clforge.v1.TokenLogprobsR\blogprobs\x120\n" +
 	"\bfinished\x18\x04 \x01(\v2\x14.clforge.v1.FinishedR\bfinished\x12\x16\n" +
 	"\x06answer\x18\x05 \x01(\tR\x06answer\x12\x1c\n" +
-	"\treasoning\x18\x06 \x01(\tR\treasoning\"\x97\x01\n" +
+	"\treasoning\x18\x06 \x01(\tR\treasoning\"\xd0\x01\n" +
 	"\rEncodeRequest\x12\x14\n" +
 	"\x05texts\x18\x01 \x03(\tR\x05texts\x12$\n" +
 	"\vadd_special\x18\x02 \x01(\bH\x00R\n" +
 	"addSpecial\x88\x01\x01\x12(\n" +
-	"\rparse_special\x18\x03 \x01(\bH\x01R\fparseSpecial\x88\x01\x01B\x0e\n" +
+	"\rparse_special\x18\x03 \x01(\bH\x01R\fparseSpecial\x88\x01\x01\x12&\n" +
+	"\fwith_offsets\x18\x04 \x01(\bH\x02R\vwithOffsets\x88\x01\x01B\x0e\n" +
 	"\f_add_specialB\x10\n" +
-	"\x0e_parse_special\"D\n" +
+	"\x0e_parse_specialB\x0f\n" +
+	"\r_with_offsets\":\n" +
+	"\fTokenOffsets\x12\x16\n" +
+	"\x06starts\x18\x01 \x03(\rR\x06starts\x12\x12\n" +
+	"\x04ends\x18\x02 \x03(\rR\x04ends\"x\n" +
 	"\x0eEncodeResponse\x122\n" +
-	"\tsequences\x18\x01 \x03(\v2\x14.clforge.v1.TokenIdsR\tsequences\"|\n" +
+	"\tsequences\x18\x01 \x03(\v2\x14.clforge.v1.TokenIdsR\tsequences\x122\n" +
+	"\aoffsets\x18\x02 \x03(\v2\x18.clforge.v1.TokenOffsetsR\aoffsets\"\xb5\x01\n" +
 	"\rDecodeRequest\x122\n" +
 	"\tsequences\x18\x01 \x03(\v2\x14.clforge.v1.TokenIdsR\tsequences\x12&\n" +
-	"\fskip_special\x18\x02 \x01(\bH\x00R\vskipSpecial\x88\x01\x01B\x0f\n" +
-	"\r_skip_special\"&\n" +
+	"\fskip_special\x18\x02 \x01(\bH\x00R\vskipSpecial\x88\x01\x01\x12&\n" +
+	"\fwith_offsets\x18\x03 \x01(\bH\x01R\vwithOffsets\x88\x01\x01B\x0f\n" +
+	"\r_skip_specialB\x0f\n" +
+	"\r_with_offsets\"Z\n" +
 	"\x0eDecodeResponse\x12\x14\n" +
-	"\x05texts\x18\x01 \x03(\tR\x05texts\"9\n" +
+	"\x05texts\x18\x01 \x03(\tR\x05texts\x122\n" +
+	"\aoffsets\x18\x02 \x03(\v2\x18.clforge.v1.TokenOffsetsR\aoffsets\"9\n" +
 	"\x11RenderChatRequest\x12$\n" +
 	"\x04chat\x18\x01 \x01(\v2\x10.clforge.v1.ChatR\x04chat\"[\n" +
 	"\x12RenderChatResponse\x12\x12\n" +
@@ -1582,7 +1693,7 @@ func file_clforge_v1_tokenizer_proto_rawDescGZIP() []byte {
 	return file_clforge_v1_tokenizer_proto_rawDescData
 }
 
-var file_clforge_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_clforge_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_clforge_v1_tokenizer_proto_goTypes = []any{
 	(*Prompt)(nil),                  // 0: clforge.v1.Prompt
 	(*TokenIds)(nil),                // 1: clforge.v1.TokenIds
@@ -1594,90 +1705,94 @@ var file_clforge_v1_tokenizer_proto_goTypes = []any{
 	(*CompleteRequest)(nil),         // 7: clforge.v1.CompleteRequest
 	(*CompleteResponse)(nil),        // 8: clforge.v1.CompleteResponse
 	(*EncodeRequest)(nil),           // 9: clforge.v1.EncodeRequest
-	(*EncodeResponse)(nil),          // 10: clforge.v1.EncodeResponse
-	(*DecodeRequest)(nil),           // 11: clforge.v1.DecodeRequest
-	(*DecodeResponse)(nil),          // 12: clforge.v1.DecodeResponse
-	(*RenderChatRequest)(nil),       // 13: clforge.v1.RenderChatRequest
-	(*RenderChatResponse)(nil),      // 14: clforge.v1.RenderChatResponse
-	(*GetModelInfoRequest)(nil),     // 15: clforge.v1.GetModelInfoRequest
-	(*GetModelInfoResponse)(nil),    // 16: clforge.v1.GetModelInfoResponse
-	(*ListRequestsRequest)(nil),     // 17: clforge.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),    // 18: clforge.v1.ListRequestsResponse
-	(*CancelRequestRequest)(nil),    // 19: clforge.v1.CancelRequestRequest
-	(*CancelRequestResponse)(nil),   // 20: clforge.v1.CancelRequestResponse
-	(*WatchLoadRequest)(nil),        // 21: clforge.v1.WatchLoadRequest
-	(*WatchLoadResponse)(nil),       // 22: clforge.v1.WatchLoadResponse
-	(*EmbedRequest)(nil),            // 23: clforge.v1.EmbedRequest
-	(*EmbedResponse)(nil),           // 24: clforge.v1.EmbedResponse
-	(*CompleteResponse_Choice)(nil), // 25: clforge.v1.CompleteResponse.Choice
-	(*Chat)(nil),                    // 26: clforge.v1.Chat
-	(*GenerationParams)(nil),        // 27: clforge.v1.GenerationParams
-	(*Credit)(nil),                  // 28: clforge.v1.Credit
-	(*Cancel)(nil),                  // 29: clforge.v1.Cancel
-	(*Stop)(nil),                    // 30: clforge.v1.Stop
-	(*Update)(nil),                  // 31: clforge.v1.Update
-	(*Accepted)(nil),                // 32: clforge.v1.Accepted
-	(*ModelInfo)(nil),               // 33: clforge.v1.ModelInfo
-	(*RequestInfo)(nil),             // 34: clforge.v1.RequestInfo
-	(*Load)(nil),                    // 35: clforge.v1.Load
-	(*Embedding)(nil),               // 36: clforge.v1.Embedding
-	(*TokenLogprobs)(nil),           // 37: clforge.v1.TokenLogprobs
-	(*Finished)(nil),                // 38: clforge.v1.Finished
+	(*TokenOffsets)(nil),            // 10: clforge.v1.TokenOffsets
+	(*EncodeResponse)(nil),          // 11: clforge.v1.EncodeResponse
+	(*DecodeRequest)(nil),           // 12: clforge.v1.DecodeRequest
+	(*DecodeResponse)(nil),          // 13: clforge.v1.DecodeResponse
+	(*RenderChatRequest)(nil),       // 14: clforge.v1.RenderChatRequest
+	(*RenderChatResponse)(nil),      // 15: clforge.v1.RenderChatResponse
+	(*GetModelInfoRequest)(nil),     // 16: clforge.v1.GetModelInfoRequest
+	(*GetModelInfoResponse)(nil),    // 17: clforge.v1.GetModelInfoResponse
+	(*ListRequestsRequest)(nil),     // 18: clforge.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),    // 19: clforge.v1.ListRequestsResponse
+	(*CancelRequestRequest)(nil),    // 20: clforge.v1.CancelRequestRequest
+	(*CancelRequestResponse)(nil),   // 21: clforge.v1.CancelRequestResponse
+	(*WatchLoadRequest)(nil),        // 22: clforge.v1.WatchLoadRequest
+	(*WatchLoadResponse)(nil),       // 23: clforge.v1.WatchLoadResponse
+	(*EmbedRequest)(nil),            // 24: clforge.v1.EmbedRequest
+	(*EmbedResponse)(nil),           // 25: clforge.v1.EmbedResponse
+	(*CompleteResponse_Choice)(nil), // 26: clforge.v1.CompleteResponse.Choice
+	(*Chat)(nil),                    // 27: clforge.v1.Chat
+	(*GenerationParams)(nil),        // 28: clforge.v1.GenerationParams
+	(*Credit)(nil),                  // 29: clforge.v1.Credit
+	(*Cancel)(nil),                  // 30: clforge.v1.Cancel
+	(*Stop)(nil),                    // 31: clforge.v1.Stop
+	(*Update)(nil),                  // 32: clforge.v1.Update
+	(*Accepted)(nil),                // 33: clforge.v1.Accepted
+	(*TokenLogprobs)(nil),           // 34: clforge.v1.TokenLogprobs
+	(*ModelInfo)(nil),               // 35: clforge.v1.ModelInfo
+	(*RequestInfo)(nil),             // 36: clforge.v1.RequestInfo
+	(*Load)(nil),                    // 37: clforge.v1.Load
+	(*Embedding)(nil),               // 38: clforge.v1.Embedding
+	(*Finished)(nil),                // 39: clforge.v1.Finished
 }
 var file_clforge_v1_tokenizer_proto_depIdxs = []int32{
-	26, // 0: clforge.v1.Prompt.chat:type_name -> clforge.v1.Chat
+	27, // 0: clforge.v1.Prompt.chat:type_name -> clforge.v1.Chat
 	1,  // 1: clforge.v1.Prompt.token_ids:type_name -> clforge.v1.TokenIds
 	0,  // 2: clforge.v1.TextSubmit.prompt:type_name -> clforge.v1.Prompt
-	27, // 3: clforge.v1.TextSubmit.params:type_name -> clforge.v1.GenerationParams
+	28, // 3: clforge.v1.TextSubmit.params:type_name -> clforge.v1.GenerationParams
 	2,  // 4: clforge.v1.GenerateTextRequest.submit:type_name -> clforge.v1.TextSubmit
-	28, // 5: clforge.v1.GenerateTextRequest.credit:type_name -> clforge.v1.Credit
-	29, // 6: clforge.v1.GenerateTextRequest.cancel:type_name -> clforge.v1.Cancel
-	30, // 7: clforge.v1.GenerateTextRequest.stop:type_name -> clforge.v1.Stop
-	31, // 8: clforge.v1.GenerateTextResponse.updates:type_name -> clforge.v1.Update
+	29, // 5: clforge.v1.GenerateTextRequest.credit:type_name -> clforge.v1.Credit
+	30, // 6: clforge.v1.GenerateTextRequest.cancel:type_name -> clforge.v1.Cancel
+	31, // 7: clforge.v1.GenerateTextRequest.stop:type_name -> clforge.v1.Stop
+	32, // 8: clforge.v1.GenerateTextResponse.updates:type_name -> clforge.v1.Update
 	0,  // 9: clforge.v1.GenerateRequest.prompt:type_name -> clforge.v1.Prompt
-	27, // 10: clforge.v1.GenerateRequest.params:type_name -> clforge.v1.GenerationParams
-	31, // 11: clforge.v1.GenerateResponse.updates:type_name -> clforge.v1.Update
+	28, // 10: clforge.v1.GenerateRequest.params:type_name -> clforge.v1.GenerationParams
+	32, // 11: clforge.v1.GenerateResponse.updates:type_name -> clforge.v1.Update
 	0,  // 12: clforge.v1.CompleteRequest.prompt:type_name -> clforge.v1.Prompt
-	27, // 13: clforge.v1.CompleteRequest.params:type_name -> clforge.v1.GenerationParams
-	25, // 14: clforge.v1.CompleteResponse.choices:type_name -> clforge.v1.CompleteResponse.Choice
-	32, // 15: clforge.v1.CompleteResponse.accepted:type_name -> clforge.v1.Accepted
-	1,  // 16: clforge.v1.EncodeResponse.sequences:type_name -> clforge.v1.TokenIds
-	1,  // 17: clforge.v1.DecodeRequest.sequences:type_name -> clforge.v1.TokenIds
-	26, // 18: clforge.v1.RenderChatRequest.chat:type_name -> clforge.v1.Chat
-	1,  // 19: clforge.v1.RenderChatResponse.token_ids:type_name -> clforge.v1.TokenIds
-	33, // 20: clforge.v1.GetModelInfoResponse.model_info:type_name -> clforge.v1.ModelInfo
-	34, // 21: clforge.v1.ListRequestsResponse.requests:type_name -> clforge.v1.RequestInfo
-	35, // 22: clforge.v1.WatchLoadResponse.load:type_name -> clforge.v1.Load
-	36, // 23: clforge.v1.EmbedResponse.embeddings:type_name -> clforge.v1.Embedding
-	37, // 24: clforge.v1.CompleteResponse.Choice.logprobs:type_name -> clforge.v1.TokenLogprobs
-	38, // 25: clforge.v1.CompleteResponse.Choice.finished:type_name -> clforge.v1.Finished
-	3,  // 26: clforge.v1.TokenizerService.GenerateText:input_type -> clforge.v1.GenerateTextRequest
-	5,  // 27: clforge.v1.TokenizerService.Generate:input_type -> clforge.v1.GenerateRequest
-	7,  // 28: clforge.v1.TokenizerService.Complete:input_type -> clforge.v1.CompleteRequest
-	9,  // 29: clforge.v1.TokenizerService.Encode:input_type -> clforge.v1.EncodeRequest
-	11, // 30: clforge.v1.TokenizerService.Decode:input_type -> clforge.v1.DecodeRequest
-	13, // 31: clforge.v1.TokenizerService.RenderChat:input_type -> clforge.v1.RenderChatRequest
-	15, // 32: clforge.v1.TokenizerService.GetModelInfo:input_type -> clforge.v1.GetModelInfoRequest
-	17, // 33: clforge.v1.TokenizerService.ListRequests:input_type -> clforge.v1.ListRequestsRequest
-	19, // 34: clforge.v1.TokenizerService.CancelRequest:input_type -> clforge.v1.CancelRequestRequest
-	21, // 35: clforge.v1.TokenizerService.WatchLoad:input_type -> clforge.v1.WatchLoadRequest
-	23, // 36: clforge.v1.TokenizerService.Embed:input_type -> clforge.v1.EmbedRequest
-	4,  // 37: clforge.v1.TokenizerService.GenerateText:output_type -> clforge.v1.GenerateTextResponse
-	6,  // 38: clforge.v1.TokenizerService.Generate:output_type -> clforge.v1.GenerateResponse
-	8,  // 39: clforge.v1.TokenizerService.Complete:output_type -> clforge.v1.CompleteResponse
-	10, // 40: clforge.v1.TokenizerService.Encode:output_type -> clforge.v1.EncodeResponse
-	12, // 41: clforge.v1.TokenizerService.Decode:output_type -> clforge.v1.DecodeResponse
-	14, // 42: clforge.v1.TokenizerService.RenderChat:output_type -> clforge.v1.RenderChatResponse
-	16, // 43: clforge.v1.TokenizerService.GetModelInfo:output_type -> clforge.v1.GetModelInfoResponse
-	18, // 44: clforge.v1.TokenizerService.ListRequests:output_type -> clforge.v1.ListRequestsResponse
-	20, // 45: clforge.v1.TokenizerService.CancelRequest:output_type -> clforge.v1.CancelRequestResponse
-	22, // 46: clforge.v1.TokenizerService.WatchLoad:output_type -> clforge.v1.WatchLoadResponse
-	24, // 47: clforge.v1.TokenizerService.Embed:output_type -> clforge.v1.EmbedResponse
-	37, // [37:48] is the sub-list for method output_type
-	26, // [26:37] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	28, // 13: clforge.v1.CompleteRequest.params:type_name -> clforge.v1.GenerationParams
+	26, // 14: clforge.v1.CompleteResponse.choices:type_name -> clforge.v1.CompleteResponse.Choice
+	33, // 15: clforge.v1.CompleteResponse.accepted:type_name -> clforge.v1.Accepted
+	34, // 16: clforge.v1.CompleteResponse.prompt_logprobs:type_name -> clforge.v1.TokenLogprobs
+	1,  // 17: clforge.v1.EncodeResponse.sequences:type_name -> clforge.v1.TokenIds
+	10, // 18: clforge.v1.EncodeResponse.offsets:type_name -> clforge.v1.TokenOffsets
+	1,  // 19: clforge.v1.DecodeRequest.sequences:type_name -> clforge.v1.TokenIds
+	10, // 20: clforge.v1.DecodeResponse.offsets:type_name -> clforge.v1.TokenOffsets
+	27, // 21: clforge.v1.RenderChatRequest.chat:type_name -> clforge.v1.Chat
+	1,  // 22: clforge.v1.RenderChatResponse.token_ids:type_name -> clforge.v1.TokenIds
+	35, // 23: clforge.v1.GetModelInfoResponse.model_info:type_name -> clforge.v1.ModelInfo
+	36, // 24: clforge.v1.ListRequestsResponse.requests:type_name -> clforge.v1.RequestInfo
+	37, // 25: clforge.v1.WatchLoadResponse.load:type_name -> clforge.v1.Load
+	38, // 26: clforge.v1.EmbedResponse.embeddings:type_name -> clforge.v1.Embedding
+	34, // 27: clforge.v1.CompleteResponse.Choice.logprobs:type_name -> clforge.v1.TokenLogprobs
+	39, // 28: clforge.v1.CompleteResponse.Choice.finished:type_name -> clforge.v1.Finished
+	3,  // 29: clforge.v1.TokenizerService.GenerateText:input_type -> clforge.v1.GenerateTextRequest
+	5,  // 30: clforge.v1.TokenizerService.Generate:input_type -> clforge.v1.GenerateRequest
+	7,  // 31: clforge.v1.TokenizerService.Complete:input_type -> clforge.v1.CompleteRequest
+	9,  // 32: clforge.v1.TokenizerService.Encode:input_type -> clforge.v1.EncodeRequest
+	12, // 33: clforge.v1.TokenizerService.Decode:input_type -> clforge.v1.DecodeRequest
+	14, // 34: clforge.v1.TokenizerService.RenderChat:input_type -> clforge.v1.RenderChatRequest
+	16, // 35: clforge.v1.TokenizerService.GetModelInfo:input_type -> clforge.v1.GetModelInfoRequest
+	18, // 36: clforge.v1.TokenizerService.ListRequests:input_type -> clforge.v1.ListRequestsRequest
+	20, // 37: clforge.v1.TokenizerService.CancelRequest:input_type -> clforge.v1.CancelRequestRequest
+	22, // 38: clforge.v1.TokenizerService.WatchLoad:input_type -> clforge.v1.WatchLoadRequest
+	24, // 39: clforge.v1.TokenizerService.Embed:input_type -> clforge.v1.EmbedRequest
+	4,  // 40: clforge.v1.TokenizerService.GenerateText:output_type -> clforge.v1.GenerateTextResponse
+	6,  // 41: clforge.v1.TokenizerService.Generate:output_type -> clforge.v1.GenerateResponse
+	8,  // 42: clforge.v1.TokenizerService.Complete:output_type -> clforge.v1.CompleteResponse
+	11, // 43: clforge.v1.TokenizerService.Encode:output_type -> clforge.v1.EncodeResponse
+	13, // 44: clforge.v1.TokenizerService.Decode:output_type -> clforge.v1.DecodeResponse
+	15, // 45: clforge.v1.TokenizerService.RenderChat:output_type -> clforge.v1.RenderChatResponse
+	17, // 46: clforge.v1.TokenizerService.GetModelInfo:output_type -> clforge.v1.GetModelInfoResponse
+	19, // 47: clforge.v1.TokenizerService.ListRequests:output_type -> clforge.v1.ListRequestsResponse
+	21, // 48: clforge.v1.TokenizerService.CancelRequest:output_type -> clforge.v1.CancelRequestResponse
+	23, // 49: clforge.v1.TokenizerService.WatchLoad:output_type -> clforge.v1.WatchLoadResponse
+	25, // 50: clforge.v1.TokenizerService.Embed:output_type -> clforge.v1.EmbedResponse
+	40, // [40:51] is the sub-list for method output_type
+	29, // [29:40] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_clforge_v1_tokenizer_proto_init() }
@@ -1698,14 +1813,14 @@ func file_clforge_v1_tokenizer_proto_init() {
 		(*GenerateTextRequest_Stop)(nil),
 	}
 	file_clforge_v1_tokenizer_proto_msgTypes[9].OneofWrappers = []any{}
-	file_clforge_v1_tokenizer_proto_msgTypes[11].OneofWrappers = []any{}
+	file_clforge_v1_tokenizer_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clforge_v1_tokenizer_proto_rawDesc), len(file_clforge_v1_tokenizer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

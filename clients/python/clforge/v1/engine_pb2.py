@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from clforge.v1 import generation_pb2 as clforge_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63lforge/v1/engine.proto\x12\nclforge.v1\x1a\x1b\x63lforge/v1/generation.proto\"\x92\x01\n\x0bTokenSubmit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x06params\x18\x03 \x01(\x0b\x32\x1c.clforge.v1.GenerationParams\x12\x14\n\x0cvocab_sha256\x18\x04 \x01(\t\x12\x18\n\x10\x63lient_stream_id\x18\x05 \x01(\x04\"\xbb\x01\n\x15GenerateTokensRequest\x12)\n\x06submit\x18\x01 \x01(\x0b\x32\x17.clforge.v1.TokenSubmitH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.clforge.v1.CreditH\x00\x12$\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x12.clforge.v1.CancelH\x00\x12 \n\x04stop\x18\x04 \x01(\x0b\x32\x10.clforge.v1.StopH\x00\x42\t\n\x07message\"=\n\x16GenerateTokensResponse\x12#\n\x07updates\x18\x01 \x03(\x0b\x32\x12.clforge.v1.Update\"\"\n EngineServiceGetModelInfoRequest\"N\n!EngineServiceGetModelInfoResponse\x12)\n\nmodel_info\x18\x01 \x01(\x0b\x32\x15.clforge.v1.ModelInfo\"\x15\n\x13GetTokenizerRequest\"O\n\x14GetTokenizerResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0cvocab_sha256\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\x10\n\x0eGetLoadRequest\"1\n\x0fGetLoadResponse\x12\x1e\n\x04load\x18\x01 \x01(\x0b\x32\x10.clforge.v1.Load\"\x1f\n\x1d\x45ngineServiceWatchLoadRequest\"@\n\x1e\x45ngineServiceWatchLoadResponse\x12\x1e\n\x04load\x18\x01 \x01(\x0b\x32\x10.clforge.v1.Load\"\"\n EngineServiceListRequestsRequest\"N\n!EngineServiceListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.clforge.v1.RequestInfo\"6\n!EngineServiceCancelRequestRequest\x12\x11\n\tglobal_id\x18\x01 \x01(\t\"$\n\"EngineServiceCancelRequestResponse\"\x8a\x01\n\x19\x45ngineServiceEmbedRequest\x12;\n\x06inputs\x18\x01 \x03(\x0b\x32+.clforge.v1.EngineServiceEmbedRequest.Input\x12\x14\n\x0cvocab_sha256\x18\x02 \x01(\t\x1a\x1a\n\x05Input\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"G\n\x1a\x45ngineServiceEmbedResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.clforge.v1.Embedding2\x8d\x06\n\rEngineService\x12[\n\x0eGenerateTokens\x12!.clforge.v1.GenerateTokensRequest\x1a\".clforge.v1.GenerateTokensResponse(\x01\x30\x01\x12k\n\x0cGetModelInfo\x12,.clforge.v1.EngineServiceGetModelInfoRequest\x1a-.clforge.v1.EngineServiceGetModelInfoResponse\x12S\n\x0cGetTokenizer\x12\x1f.clforge.v1.GetTokenizerRequest\x1a .clforge.v1.GetTokenizerResponse0\x01\x12\x42\n\x07GetLoad\x12\x1a.clforge.v1.GetLoadRequest\x1a\x1b.clforge.v1.GetLoadResponse\x12\x64\n\tWatchLoad\x12).clforge.v1.EngineServiceWatchLoadRequest\x1a*.clforge.v1.EngineServiceWatchLoadResponse0\x01\x12k\n\x0cListRequests\x12,.clforge.v1.EngineServiceListRequestsRequest\x1a-.clforge.v1.EngineServiceListRequestsResponse\x12n\n\rCancelRequest\x12-.clforge.v1.EngineServiceCancelRequestRequest\x1a..clforge.v1.EngineServiceCancelRequestResponse\x12V\n\x05\x45mbed\x12%.clforge.v1.EngineServiceEmbedRequest\x1a&.clforge.v1.EngineServiceEmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63lforge/v1/engine.proto\x12\nclforge.v1\x1a\x1b\x63lforge/v1/generation.proto\"\xa1\x01\n\x0bTokenSubmit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x06params\x18\x03 \x01(\x0b\x32\x1c.clforge.v1.GenerationParams\x12\x14\n\x0cvocab_sha256\x18\x04 \x01(\t\x12\x18\n\x10\x63lient_stream_id\x18\x05 \x01(\x04\x12\r\n\x05owner\x18\x06 \x01(\t\"\xbb\x01\n\x15GenerateTokensRequest\x12)\n\x06submit\x18\x01 \x01(\x0b\x32\x17.clforge.v1.TokenSubmitH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.clforge.v1.CreditH\x00\x12$\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x12.clforge.v1.CancelH\x00\x12 \n\x04stop\x18\x04 \x01(\x0b\x32\x10.clforge.v1.StopH\x00\x42\t\n\x07message\"=\n\x16GenerateTokensResponse\x12#\n\x07updates\x18\x01 \x03(\x0b\x32\x12.clforge.v1.Update\"\"\n EngineServiceGetModelInfoRequest\"N\n!EngineServiceGetModelInfoResponse\x12)\n\nmodel_info\x18\x01 \x01(\x0b\x32\x15.clforge.v1.ModelInfo\"\x15\n\x13GetTokenizerRequest\"O\n\x14GetTokenizerResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0cvocab_sha256\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\x10\n\x0eGetLoadRequest\"1\n\x0fGetLoadResponse\x12\x1e\n\x04load\x18\x01 \x01(\x0b\x32\x10.clforge.v1.Load\"\x1f\n\x1d\x45ngineServiceWatchLoadRequest\"@\n\x1e\x45ngineServiceWatchLoadResponse\x12\x1e\n\x04load\x18\x01 \x01(\x0b\x32\x10.clforge.v1.Load\"1\n EngineServiceListRequestsRequest\x12\r\n\x05owner\x18\x01 \x01(\t\"N\n!EngineServiceListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.clforge.v1.RequestInfo\"E\n!EngineServiceCancelRequestRequest\x12\x11\n\tglobal_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"$\n\"EngineServiceCancelRequestResponse\"\x8a\x01\n\x19\x45ngineServiceEmbedRequest\x12;\n\x06inputs\x18\x01 \x03(\x0b\x32+.clforge.v1.EngineServiceEmbedRequest.Input\x12\x14\n\x0cvocab_sha256\x18\x02 \x01(\t\x1a\x1a\n\x05Input\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"G\n\x1a\x45ngineServiceEmbedResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.clforge.v1.Embedding2\x8d\x06\n\rEngineService\x12[\n\x0eGenerateTokens\x12!.clforge.v1.GenerateTokensRequest\x1a\".clforge.v1.GenerateTokensResponse(\x01\x30\x01\x12k\n\x0cGetModelInfo\x12,.clforge.v1.EngineServiceGetModelInfoRequest\x1a-.clforge.v1.EngineServiceGetModelInfoResponse\x12S\n\x0cGetTokenizer\x12\x1f.clforge.v1.GetTokenizerRequest\x1a .clforge.v1.GetTokenizerResponse0\x01\x12\x42\n\x07GetLoad\x12\x1a.clforge.v1.GetLoadRequest\x1a\x1b.clforge.v1.GetLoadResponse\x12\x64\n\tWatchLoad\x12).clforge.v1.EngineServiceWatchLoadRequest\x1a*.clforge.v1.EngineServiceWatchLoadResponse0\x01\x12k\n\x0cListRequests\x12,.clforge.v1.EngineServiceListRequestsRequest\x1a-.clforge.v1.EngineServiceListRequestsResponse\x12n\n\rCancelRequest\x12-.clforge.v1.EngineServiceCancelRequestRequest\x1a..clforge.v1.EngineServiceCancelRequestResponse\x12V\n\x05\x45mbed\x12%.clforge.v1.EngineServiceEmbedRequest\x1a&.clforge.v1.EngineServiceEmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clforge.v1.engine_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENSUBMIT']._serialized_start=69
-  _globals['_TOKENSUBMIT']._serialized_end=215
-  _globals['_GENERATETOKENSREQUEST']._serialized_start=218
-  _globals['_GENERATETOKENSREQUEST']._serialized_end=405
-  _globals['_GENERATETOKENSRESPONSE']._serialized_start=407
-  _globals['_GENERATETOKENSRESPONSE']._serialized_end=468
-  _globals['_ENGINESERVICEGETMODELINFOREQUEST']._serialized_start=470
-  _globals['_ENGINESERVICEGETMODELINFOREQUEST']._serialized_end=504
-  _globals['_ENGINESERVICEGETMODELINFORESPONSE']._serialized_start=506
-  _globals['_ENGINESERVICEGETMODELINFORESPONSE']._serialized_end=584
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=586
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=607
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=609
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=688
-  _globals['_GETLOADREQUEST']._serialized_start=690
-  _globals['_GETLOADREQUEST']._serialized_end=706
-  _globals['_GETLOADRESPONSE']._serialized_start=708
-  _globals['_GETLOADRESPONSE']._serialized_end=757
-  _globals['_ENGINESERVICEWATCHLOADREQUEST']._serialized_start=759
-  _globals['_ENGINESERVICEWATCHLOADREQUEST']._serialized_end=790
-  _globals['_ENGINESERVICEWATCHLOADRESPONSE']._serialized_start=792
-  _globals['_ENGINESERVICEWATCHLOADRESPONSE']._serialized_end=856
-  _globals['_ENGINESERVICELISTREQUESTSREQUEST']._serialized_start=858
-  _globals['_ENGINESERVICELISTREQUESTSREQUEST']._serialized_end=892
-  _globals['_ENGINESERVICELISTREQUESTSRESPONSE']._serialized_start=894
-  _globals['_ENGINESERVICELISTREQUESTSRESPONSE']._serialized_end=972
-  _globals['_ENGINESERVICECANCELREQUESTREQUEST']._serialized_start=974
-  _globals['_ENGINESERVICECANCELREQUESTREQUEST']._serialized_end=1028
-  _globals['_ENGINESERVICECANCELREQUESTRESPONSE']._serialized_start=1030
-  _globals['_ENGINESERVICECANCELREQUESTRESPONSE']._serialized_end=1066
-  _globals['_ENGINESERVICEEMBEDREQUEST']._serialized_start=1069
-  _globals['_ENGINESERVICEEMBEDREQUEST']._serialized_end=1207
-  _globals['_ENGINESERVICEEMBEDREQUEST_INPUT']._serialized_start=1181
-  _globals['_ENGINESERVICEEMBEDREQUEST_INPUT']._serialized_end=1207
-  _globals['_ENGINESERVICEEMBEDRESPONSE']._serialized_start=1209
-  _globals['_ENGINESERVICEEMBEDRESPONSE']._serialized_end=1280
-  _globals['_ENGINESERVICE']._serialized_start=1283
-  _globals['_ENGINESERVICE']._serialized_end=2064
+  _globals['_TOKENSUBMIT']._serialized_end=230
+  _globals['_GENERATETOKENSREQUEST']._serialized_start=233
+  _globals['_GENERATETOKENSREQUEST']._serialized_end=420
+  _globals['_GENERATETOKENSRESPONSE']._serialized_start=422
+  _globals['_GENERATETOKENSRESPONSE']._serialized_end=483
+  _globals['_ENGINESERVICEGETMODELINFOREQUEST']._serialized_start=485
+  _globals['_ENGINESERVICEGETMODELINFOREQUEST']._serialized_end=519
+  _globals['_ENGINESERVICEGETMODELINFORESPONSE']._serialized_start=521
+  _globals['_ENGINESERVICEGETMODELINFORESPONSE']._serialized_end=599
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=601
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=622
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=624
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=703
+  _globals['_GETLOADREQUEST']._serialized_start=705
+  _globals['_GETLOADREQUEST']._serialized_end=721
+  _globals['_GETLOADRESPONSE']._serialized_start=723
+  _globals['_GETLOADRESPONSE']._serialized_end=772
+  _globals['_ENGINESERVICEWATCHLOADREQUEST']._serialized_start=774
+  _globals['_ENGINESERVICEWATCHLOADREQUEST']._serialized_end=805
+  _globals['_ENGINESERVICEWATCHLOADRESPONSE']._serialized_start=807
+  _globals['_ENGINESERVICEWATCHLOADRESPONSE']._serialized_end=871
+  _globals['_ENGINESERVICELISTREQUESTSREQUEST']._serialized_start=873
+  _globals['_ENGINESERVICELISTREQUESTSREQUEST']._serialized_end=922
+  _globals['_ENGINESERVICELISTREQUESTSRESPONSE']._serialized_start=924
+  _globals['_ENGINESERVICELISTREQUESTSRESPONSE']._serialized_end=1002
+  _globals['_ENGINESERVICECANCELREQUESTREQUEST']._serialized_start=1004
+  _globals['_ENGINESERVICECANCELREQUESTREQUEST']._serialized_end=1073
+  _globals['_ENGINESERVICECANCELREQUESTRESPONSE']._serialized_start=1075
+  _globals['_ENGINESERVICECANCELREQUESTRESPONSE']._serialized_end=1111
+  _globals['_ENGINESERVICEEMBEDREQUEST']._serialized_start=1114
+  _globals['_ENGINESERVICEEMBEDREQUEST']._serialized_end=1252
+  _globals['_ENGINESERVICEEMBEDREQUEST_INPUT']._serialized_start=1226
+  _globals['_ENGINESERVICEEMBEDREQUEST_INPUT']._serialized_end=1252
+  _globals['_ENGINESERVICEEMBEDRESPONSE']._serialized_start=1254
+  _globals['_ENGINESERVICEEMBEDRESPONSE']._serialized_end=1325
+  _globals['_ENGINESERVICE']._serialized_start=1328
+  _globals['_ENGINESERVICE']._serialized_end=2109
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,7 @@ class TokenSubmit(_message.Message):
     PARAMS_FIELD_NUMBER: _builtins.int
     VOCAB_SHA256_FIELD_NUMBER: _builtins.int
     CLIENT_STREAM_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Numbers the request on this stream; strictly increasing."""
     vocab_sha256: _builtins.str
@@ -37,6 +38,10 @@ class TokenSubmit(_message.Message):
     client_stream_id: _builtins.int
     """Names the client's stream that brought the request, for whoever passes those of many streams on in this one: what waits of
     each takes turns with the others. Any value, default 0.
+    """
+    owner: _builtins.str
+    """On whose behalf: only the same owner may list and cancel the request, or share its cached prompts. At most 64 bytes; default empty,
+    an owner like any other.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -54,10 +59,11 @@ class TokenSubmit(_message.Message):
         params: _generation_pb2.GenerationParams | None = ...,
         vocab_sha256: _builtins.str = ...,
         client_stream_id: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_stream_id", b"client_stream_id", "params", b"params", "request_id", b"request_id", "token_ids", b"token_ids", "vocab_sha256", b"vocab_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_stream_id", b"client_stream_id", "owner", b"owner", "params", b"params", "request_id", b"request_id", "token_ids", b"token_ids", "vocab_sha256", b"vocab_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,12 +313,17 @@ class EngineServiceListRequestsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Whose requests."""
     def __init__(
         self,
+        *,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,16 +360,20 @@ class EngineServiceCancelRequestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GLOBAL_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     global_id: _builtins.str
     """The request's global id, from Accepted."""
+    owner: _builtins.str
+    """Whose request; another owner's is NOT_FOUND."""
     def __init__(
         self,
         *,
         global_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["global_id", b"global_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["global_id", b"global_id", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

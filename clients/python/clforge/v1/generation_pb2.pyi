@@ -22,6 +22,60 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SamplingStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_STAGE_UNSPECIFIED: _SamplingStage.ValueType  # 0
+    """Never sent."""
+    SAMPLING_STAGE_PENALTIES: _SamplingStage.ValueType  # 1
+    """repetition_penalty, frequency_penalty and presence_penalty."""
+    SAMPLING_STAGE_DRY: _SamplingStage.ValueType  # 2
+    """dry."""
+    SAMPLING_STAGE_TOP_N_SIGMA: _SamplingStage.ValueType  # 3
+    """top_n_sigma."""
+    SAMPLING_STAGE_TEMPERATURE: _SamplingStage.ValueType  # 4
+    """temperature."""
+    SAMPLING_STAGE_TOP_K: _SamplingStage.ValueType  # 5
+    """top_k."""
+    SAMPLING_STAGE_TYPICAL_P: _SamplingStage.ValueType  # 6
+    """typical_p."""
+    SAMPLING_STAGE_TOP_P: _SamplingStage.ValueType  # 7
+    """top_p."""
+    SAMPLING_STAGE_MIN_P: _SamplingStage.ValueType  # 8
+    """min_p."""
+    SAMPLING_STAGE_XTC: _SamplingStage.ValueType  # 9
+    """xtc."""
+
+class SamplingStage(_SamplingStage, metaclass=_SamplingStageEnumTypeWrapper):
+    """A step on the way from logits to the next token. What changes logits by itself (logit_bias, allowed_token_ids, bad words, a
+    constraint) comes before all stages, and the draw after them.
+    """
+
+SAMPLING_STAGE_UNSPECIFIED: SamplingStage.ValueType  # 0
+"""Never sent."""
+SAMPLING_STAGE_PENALTIES: SamplingStage.ValueType  # 1
+"""repetition_penalty, frequency_penalty and presence_penalty."""
+SAMPLING_STAGE_DRY: SamplingStage.ValueType  # 2
+"""dry."""
+SAMPLING_STAGE_TOP_N_SIGMA: SamplingStage.ValueType  # 3
+"""top_n_sigma."""
+SAMPLING_STAGE_TEMPERATURE: SamplingStage.ValueType  # 4
+"""temperature."""
+SAMPLING_STAGE_TOP_K: SamplingStage.ValueType  # 5
+"""top_k."""
+SAMPLING_STAGE_TYPICAL_P: SamplingStage.ValueType  # 6
+"""typical_p."""
+SAMPLING_STAGE_TOP_P: SamplingStage.ValueType  # 7
+"""top_p."""
+SAMPLING_STAGE_MIN_P: SamplingStage.ValueType  # 8
+"""min_p."""
+SAMPLING_STAGE_XTC: SamplingStage.ValueType  # 9
+"""xtc."""
+Global___SamplingStage: _TypeAlias = SamplingStage  # noqa: Y015
+
 class _Section:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -154,18 +208,204 @@ REQUEST_STATE_PREEMPTED: RequestState.ValueType  # 5
 Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
 
 @_typing.final
-class SamplingParams(_message.Message):
-    """How the next token is chosen. A field that is not set takes its default; zero is a value, not a default.
-    Filters apply in the order temperature, top_k, top_p, min_p.
+class TokenSequence(_message.Message):
+    """Token ids in a row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At least one id, each below the vocabulary's size."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenSequence: _TypeAlias = TokenSequence  # noqa: Y015
+
+@_typing.final
+class Dry(_message.Message):
+    """DRY: a penalty for a token that would go on with a repetition. Of the longest run of tokens that the known tokens end with, that
+    occurred before, and that this token followed there, of length L ≥ allowed_length: multiplier × base^(L − allowed_length) is
+    taken from its logit.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    MULTIPLIER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    ALLOWED_LENGTH_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    SEQUENCE_BREAKERS_FIELD_NUMBER: _builtins.int
+    multiplier: _builtins.float
+    """Range [0, 100], default 0 (off)."""
+    base: _builtins.float
+    """Range [1, 16], default 1.75."""
+    allowed_length: _builtins.int
+    """Range [1, 1024], default 2."""
+    window: _builtins.int
+    """Last tokens, prompt included, in which repetitions are looked for. Range [0, 2^31), default 0: all."""
+    @_builtins.property
+    def sequence_breakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """No run goes beyond a token that has one of these in its text. At most 16 of at most 64 bytes each; default: newline, colon,
+        double quote, asterisk. An empty string alone stands for none at all.
+        """
+
+    def __init__(
+        self,
+        *,
+        multiplier: _builtins.float | None = ...,
+        base: _builtins.float | None = ...,
+        allowed_length: _builtins.int | None = ...,
+        window: _builtins.int | None = ...,
+        sequence_breakers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allowed_length", b"_allowed_length", "_base", b"_base", "_multiplier", b"_multiplier", "_window", b"_window", "allowed_length", b"allowed_length", "base", b"base", "multiplier", b"multiplier", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowed_length", b"_allowed_length", "_base", b"_base", "_multiplier", b"_multiplier", "_window", b"_window", "allowed_length", b"allowed_length", "base", b"base", "multiplier", b"multiplier", "sequence_breakers", b"sequence_breakers", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allowed_length: _TypeAlias = _typing.Literal["allowed_length"]  # noqa: Y015
+    _WhichOneofArgType__allowed_length: _TypeAlias = _typing.Literal["_allowed_length", b"_allowed_length"]  # noqa: Y015
+    _WhichOneofReturnType__base: _TypeAlias = _typing.Literal["base"]  # noqa: Y015
+    _WhichOneofArgType__base: _TypeAlias = _typing.Literal["_base", b"_base"]  # noqa: Y015
+    _WhichOneofReturnType__multiplier: _TypeAlias = _typing.Literal["multiplier"]  # noqa: Y015
+    _WhichOneofArgType__multiplier: _TypeAlias = _typing.Literal["_multiplier", b"_multiplier"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allowed_length) -> _WhichOneofReturnType__allowed_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base) -> _WhichOneofReturnType__base | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__multiplier) -> _WhichOneofReturnType__multiplier | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___Dry: _TypeAlias = Dry  # noqa: Y015
+
+@_typing.final
+class Xtc(_message.Message):
+    """XTC: with this probability, drops all tokens of at least this share, but for the least likely of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """Range [0, 1], default 0 (off)."""
+    threshold: _builtins.float
+    """Of the probabilities as the stages before left them. Range (0, 1], default 0.1; above 0.5 never drops anything."""
+    def __init__(
+        self,
+        *,
+        probability: _builtins.float | None = ...,
+        threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "_threshold", b"_threshold", "probability", b"probability", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "_threshold", b"_threshold", "probability", b"probability", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__probability: _TypeAlias = _typing.Literal["probability"]  # noqa: Y015
+    _WhichOneofArgType__probability: _TypeAlias = _typing.Literal["_probability", b"_probability"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability) -> _WhichOneofReturnType__probability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___Xtc: _TypeAlias = Xtc  # noqa: Y015
+
+@_typing.final
+class Mirostat(_message.Message):
+    """Mirostat v2: keeps tokens whose surprise is at most mu, which follows the target. It takes the place of top_k, typical_p, top_p,
+    min_p, top_n_sigma and xtc, which together with it are INVALID_ARGUMENT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    target: _builtins.float
+    """Target surprise, tau, in bits. Range (0, 100]. Required."""
+    learning_rate: _builtins.float
+    """Learning rate, eta. Range (0, 1], default 0.1."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.float | None = ...,
+        learning_rate: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_target", b"_target", "learning_rate", b"learning_rate", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_target", b"_target", "learning_rate", b"learning_rate", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+
+Global___Mirostat: _TypeAlias = Mirostat  # noqa: Y015
+
+@_typing.final
+class SamplingParams(_message.Message):
+    """How the next token is chosen. A field that is not set takes its default; zero is a value, not a default.
+    Stages apply in the order of SamplingStage, unless `order` says otherwise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     MIN_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TYPICAL_P_FIELD_NUMBER: _builtins.int
+    TOP_N_SIGMA_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    PENALTY_WINDOW_FIELD_NUMBER: _builtins.int
+    DRY_FIELD_NUMBER: _builtins.int
+    XTC_FIELD_NUMBER: _builtins.int
+    MIROSTAT_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    BAD_TOKEN_SEQUENCES_FIELD_NUMBER: _builtins.int
+    BAD_WORDS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Divides the logits. Range [0, 100], default 1. 0 means greedy: the largest logit, ties by lowest id."""
     top_k: _builtins.int
@@ -176,6 +416,56 @@ class SamplingParams(_message.Message):
     """Drop tokens less likely than min_p times the most likely one. Range [0, 1], default 0 (off)."""
     seed: _builtins.int
     """Key of the counter-based random numbers. Any 64-bit value; when not set the server draws one and returns it in Accepted."""
+    typical_p: _builtins.float
+    """Keep the most typical tokens, whose surprise is nearest the mean, until their probability reaches this. Range (0, 1], default 1
+    (off).
+    """
+    top_n_sigma: _builtins.float
+    """Keep logits of at least the largest less so many standard deviations of the row. Range [0, 100], default 0 (off)."""
+    repetition_penalty: _builtins.float
+    """Divides the logit, multiplies it if negative, of each token of prompt or output. Range (0, 10], default 1 (off)."""
+    frequency_penalty: _builtins.float
+    """Taken from a token's logit for each time it was generated. Range [-10, 10], default 0."""
+    presence_penalty: _builtins.float
+    """Taken from a token's logit if it was generated. Range [-10, 10], default 0."""
+    penalty_window: _builtins.int
+    """Last tokens, prompt included, that the three penalties look at. Range [0, 2^31), default 0: all."""
+    @_builtins.property
+    def dry(self) -> Global___Dry:
+        """A penalty for going on with a repetition; default: none."""
+
+    @_builtins.property
+    def xtc(self) -> Global___Xtc:
+        """Drops the most likely tokens now and then; default: never."""
+
+    @_builtins.property
+    def mirostat(self) -> Global___Mirostat:
+        """A target for the surprise of each token; default: none."""
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to logits, by token id. At most 1024, each in [-100, 100]."""
+
+    @_builtins.property
+    def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """If not empty, no other token is chosen, end-of-generation tokens included. At most 65536 ids."""
+
+    @_builtins.property
+    def bad_token_sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
+        """What the output never holds: no sequence's last id is chosen where the rest comes before it. At most 256 of at most 64 ids."""
+
+    @_builtins.property
+    def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The same as text: every way to begin it, with and without a space before, that the vocabulary's own encoding has. At most 64 of at
+        most 256 bytes each. Tokenizer service only.
+        """
+
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[Global___SamplingStage.ValueType]:
+        """Each stage at most once; those left out are off, and a parameter of theirs that is set is INVALID_ARGUMENT. Default: the order of
+        SamplingStage.
+        """
+
     def __init__(
         self,
         *,
@@ -184,23 +474,57 @@ class SamplingParams(_message.Message):
         top_p: _builtins.float | None = ...,
         min_p: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        typical_p: _builtins.float | None = ...,
+        top_n_sigma: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        frequency_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        penalty_window: _builtins.int | None = ...,
+        dry: Global___Dry | None = ...,
+        xtc: Global___Xtc | None = ...,
+        mirostat: Global___Mirostat | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        allowed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        bad_token_sequences: _abc.Iterable[Global___TokenSequence] | None = ...,
+        bad_words: _abc.Iterable[_builtins.str] | None = ...,
+        order: _abc.Iterable[Global___SamplingStage.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_penalty_window", b"_penalty_window", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_n_sigma", b"_top_n_sigma", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "dry", b"dry", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "mirostat", b"mirostat", "penalty_window", b"penalty_window", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_n_sigma", b"top_n_sigma", "top_p", b"top_p", "typical_p", b"typical_p", "xtc", b"xtc"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_penalty_window", b"_penalty_window", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_n_sigma", b"_top_n_sigma", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "allowed_token_ids", b"allowed_token_ids", "bad_token_sequences", b"bad_token_sequences", "bad_words", b"bad_words", "dry", b"dry", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "mirostat", b"mirostat", "order", b"order", "penalty_window", b"penalty_window", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_n_sigma", b"top_n_sigma", "top_p", b"top_p", "typical_p", b"typical_p", "xtc", b"xtc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
+    _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
     _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__penalty_window: _TypeAlias = _typing.Literal["penalty_window"]  # noqa: Y015
+    _WhichOneofArgType__penalty_window: _TypeAlias = _typing.Literal["_penalty_window", b"_penalty_window"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_n_sigma: _TypeAlias = _typing.Literal["top_n_sigma"]  # noqa: Y015
+    _WhichOneofArgType__top_n_sigma: _TypeAlias = _typing.Literal["_top_n_sigma", b"_top_n_sigma"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType__typical_p: _TypeAlias = _typing.Literal["typical_p"]  # noqa: Y015
+    _WhichOneofArgType__typical_p: _TypeAlias = _typing.Literal["_typical_p", b"_typical_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__penalty_window) -> _WhichOneofReturnType__penalty_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -208,7 +532,11 @@ class SamplingParams(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n_sigma) -> _WhichOneofReturnType__top_n_sigma | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
 
 Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
@@ -274,6 +602,63 @@ class StopParams(_message.Message):
 Global___StopParams: _TypeAlias = StopParams  # noqa: Y015
 
 @_typing.final
+class Choices(_message.Message):
+    """Texts of which the output is to be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one, at most 1024, together at most 64 KiB."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choices: _TypeAlias = Choices  # noqa: Y015
+
+@_typing.final
+class Speculation(_message.Message):
+    """Drafts: tokens that are guessed and then verified in one step. The output is that of plain decoding, bit for bit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    max_draft_tokens: _builtins.int
+    """Most tokens of a draft; fewer are guessed where few are accepted. Range [0, 16]; 0 turns drafts off. Default: the server's."""
+    ngram_size: _builtins.int
+    """Longest run of last tokens that is looked up in what came before, to guess what follows. Range [1, 8], default 3."""
+    def __init__(
+        self,
+        *,
+        max_draft_tokens: _builtins.int | None = ...,
+        ngram_size: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_draft_tokens", b"_max_draft_tokens", "_ngram_size", b"_ngram_size", "max_draft_tokens", b"max_draft_tokens", "ngram_size", b"ngram_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_draft_tokens", b"_max_draft_tokens", "_ngram_size", b"_ngram_size", "max_draft_tokens", b"max_draft_tokens", "ngram_size", b"ngram_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_draft_tokens: _TypeAlias = _typing.Literal["max_draft_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_draft_tokens: _TypeAlias = _typing.Literal["_max_draft_tokens", b"_max_draft_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__ngram_size: _TypeAlias = _typing.Literal["ngram_size"]  # noqa: Y015
+    _WhichOneofArgType__ngram_size: _TypeAlias = _typing.Literal["_ngram_size", b"_ngram_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_draft_tokens) -> _WhichOneofReturnType__max_draft_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ngram_size) -> _WhichOneofReturnType__ngram_size | None: ...
+
+Global___Speculation: _TypeAlias = Speculation  # noqa: Y015
+
+@_typing.final
 class Constraint(_message.Message):
     """A constraint on the output. UNIMPLEMENTED where the server lacks it."""
 
@@ -282,24 +667,30 @@ class Constraint(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON schema, as JSON text. At most 64 KiB."""
     regex: _builtins.str
     """A regular expression that the whole output must match. At most 64 KiB."""
     grammar: _builtins.str
-    """A grammar in Lark notation. At most 64 KiB."""
+    """A grammar in Lark notation, or in GBNF. At most 64 KiB."""
+    @_builtins.property
+    def choices(self) -> Global___Choices:
+        """The output is one of these."""
+
     def __init__(
         self,
         *,
         json_schema: _builtins.str = ...,
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
+        choices: Global___Choices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar", "choices"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -324,6 +715,7 @@ class GenerationParams(_message.Message):
     CONSTRAINT_FIELD_NUMBER: _builtins.int
     TELL_REASONING_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    SPECULATION_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """Number of choices, generated independently. Range [1, 16], default 1."""
     priority: _builtins.int
@@ -363,6 +755,10 @@ class GenerationParams(_message.Message):
     def constraint(self) -> Global___Constraint:
         """A constraint on the output; default: none."""
 
+    @_builtins.property
+    def speculation(self) -> Global___Speculation:
+        """Drafts. Default: the server's."""
+
     def __init__(
         self,
         *,
@@ -379,10 +775,11 @@ class GenerationParams(_message.Message):
         constraint: Global___Constraint | None = ...,
         tell_reasoning: _builtins.bool | None = ...,
         echo: _builtins.bool | None = ...,
+        speculation: Global___Speculation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "speculation", b"speculation", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_echo", b"_echo", "_initial_credit", b"_initial_credit", "_logprobs", b"_logprobs", "_n", b"_n", "_no_cache", b"_no_cache", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_tell_reasoning", b"_tell_reasoning", "cache_salt", b"cache_salt", "constraint", b"constraint", "echo", b"echo", "initial_credit", b"initial_credit", "logprobs", b"logprobs", "n", b"n", "no_cache", b"no_cache", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "speculation", b"speculation", "stopping", b"stopping", "tell_reasoning", b"tell_reasoning", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -612,6 +1009,7 @@ class Delta(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, always whole UTF-8 characters. From the tokenizer service."""
     num_tokens: _builtins.int
@@ -626,6 +1024,12 @@ class Delta(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
         """One entry per token, when asked for."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """Log-probabilities of prompt tokens, in order and beginning with the second, when asked for: in deltas of the first choice that
+        come before its first token.
+        """
+
     def __init__(
         self,
         *,
@@ -634,10 +1038,11 @@ class Delta(_message.Message):
         num_tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         section: Global___Section.ValueType = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "section", b"section", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "prompt_logprobs", b"prompt_logprobs", "section", b"section", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -331,6 +331,7 @@ class CompleteResponse(_message.Message):
 
     CHOICES_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompleteResponse.Choice]:
         """The choices, in order."""
@@ -339,15 +340,20 @@ class CompleteResponse(_message.Message):
     def accepted(self) -> _generation_pb2.Accepted:
         """How the request was admitted: its global id, seed and arithmetic."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprobs]:
+        """Log-probabilities of the prompt's tokens, beginning with the second, when asked for."""
+
     def __init__(
         self,
         *,
         choices: _abc.Iterable[Global___CompleteResponse.Choice] | None = ...,
         accepted: _generation_pb2.Accepted | None = ...,
+        prompt_logprobs: _abc.Iterable[_generation_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "choices", b"choices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "choices", b"choices", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,10 +368,13 @@ class EncodeRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_FIELD_NUMBER: _builtins.int
+    WITH_OFFSETS_FIELD_NUMBER: _builtins.int
     add_special: _builtins.bool
     """Add the begin- and end-of-text tokens that the model asks for. Default true."""
     parse_special: _builtins.bool
     """Read special tokens spelled in the text as such. Default false: they stay text."""
+    with_offsets: _builtins.bool
+    """Tell which part of the text each token stands for. Default false."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 1024 texts."""
@@ -376,21 +385,58 @@ class EncodeRequest(_message.Message):
         texts: _abc.Iterable[_builtins.str] | None = ...,
         add_special: _builtins.bool | None = ...,
         parse_special: _builtins.bool | None = ...,
+        with_offsets: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "_parse_special", b"_parse_special", "add_special", b"add_special", "parse_special", b"parse_special"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "_parse_special", b"_parse_special", "_with_offsets", b"_with_offsets", "add_special", b"add_special", "parse_special", b"parse_special", "with_offsets", b"with_offsets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "_parse_special", b"_parse_special", "add_special", b"add_special", "parse_special", b"parse_special", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "_parse_special", b"_parse_special", "_with_offsets", b"_with_offsets", "add_special", b"add_special", "parse_special", b"parse_special", "texts", b"texts", "with_offsets", b"with_offsets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special: _TypeAlias = _typing.Literal["add_special"]  # noqa: Y015
     _WhichOneofArgType__add_special: _TypeAlias = _typing.Literal["_add_special", b"_add_special"]  # noqa: Y015
     _WhichOneofReturnType__parse_special: _TypeAlias = _typing.Literal["parse_special"]  # noqa: Y015
     _WhichOneofArgType__parse_special: _TypeAlias = _typing.Literal["_parse_special", b"_parse_special"]  # noqa: Y015
+    _WhichOneofReturnType__with_offsets: _TypeAlias = _typing.Literal["with_offsets"]  # noqa: Y015
+    _WhichOneofArgType__with_offsets: _TypeAlias = _typing.Literal["_with_offsets", b"_with_offsets"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special) -> _WhichOneofReturnType__add_special | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parse_special) -> _WhichOneofReturnType__parse_special | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_offsets) -> _WhichOneofReturnType__with_offsets | None: ...
 
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
+
+@_typing.final
+class TokenOffsets(_message.Message):
+    """Which part of a text each token of a list stands for, in Unicode characters. Characters of several tokens belong to each of them; a
+    token that stands for none, as one of begin-of-text, has start = end.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The first character, by token."""
+
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One past the last character, by token."""
+
+    def __init__(
+        self,
+        *,
+        starts: _abc.Iterable[_builtins.int] | None = ...,
+        ends: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenOffsets: _TypeAlias = TokenOffsets  # noqa: Y015
 
 @_typing.final
 class EncodeResponse(_message.Message):
@@ -399,18 +445,24 @@ class EncodeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
         """One list per text, in order."""
+
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenOffsets]:
+        """One per text, in order, when asked for."""
 
     def __init__(
         self,
         *,
         sequences: _abc.Iterable[Global___TokenIds] | None = ...,
+        offsets: _abc.Iterable[Global___TokenOffsets] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offsets", b"offsets", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,8 +476,11 @@ class DecodeRequest(_message.Message):
 
     SEQUENCES_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_FIELD_NUMBER: _builtins.int
+    WITH_OFFSETS_FIELD_NUMBER: _builtins.int
     skip_special: _builtins.bool
     """Leave out control tokens. Default true."""
+    with_offsets: _builtins.bool
+    """Tell which part of the text each token stands for. Default false."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
         """At most 1024 lists."""
@@ -435,14 +490,20 @@ class DecodeRequest(_message.Message):
         *,
         sequences: _abc.Iterable[Global___TokenIds] | None = ...,
         skip_special: _builtins.bool | None = ...,
+        with_offsets: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special", b"_skip_special", "skip_special", b"skip_special"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special", b"_skip_special", "_with_offsets", b"_with_offsets", "skip_special", b"skip_special", "with_offsets", b"with_offsets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special", b"_skip_special", "sequences", b"sequences", "skip_special", b"skip_special"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special", b"_skip_special", "_with_offsets", b"_with_offsets", "sequences", b"sequences", "skip_special", b"skip_special", "with_offsets", b"with_offsets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__skip_special: _TypeAlias = _typing.Literal["skip_special"]  # noqa: Y015
     _WhichOneofArgType__skip_special: _TypeAlias = _typing.Literal["_skip_special", b"_skip_special"]  # noqa: Y015
+    _WhichOneofReturnType__with_offsets: _TypeAlias = _typing.Literal["with_offsets"]  # noqa: Y015
+    _WhichOneofArgType__with_offsets: _TypeAlias = _typing.Literal["_with_offsets", b"_with_offsets"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special) -> _WhichOneofReturnType__skip_special | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_offsets) -> _WhichOneofReturnType__with_offsets | None: ...
 
 Global___DecodeRequest: _TypeAlias = DecodeRequest  # noqa: Y015
 
@@ -453,18 +514,24 @@ class DecodeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXTS_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One text per list, in order. Bytes that are not UTF-8 come back as U+FFFD."""
+
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenOffsets]:
+        """One per list, in order, when asked for."""
 
     def __init__(
         self,
         *,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        offsets: _abc.Iterable[Global___TokenOffsets] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offsets", b"offsets", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
