@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from clforge.cli import exit_codes
-from clforge.cli.local_server import ServerFailed, local_server
-from clforge.client import DEFAULT_TARGET, Client
-from clforge.errors import ClforgeError
+from clforge.cli.server import Use
+from clforge.client import Client
 from clforge.events import Delta, Event, Finished, FinishReason, Section
 from clforge.params import Params, Prompt
-from engine_service.bundled import BUNDLED_MODEL
-from engine_service.config import EngineConfig
-from service_common.errors import ConfigError
-from service_common.logging import LogLevel
-
-_PROBE_SECONDS = 5.0  # loopback answers at once, if only with a refusal
 
 
 @dataclass(frozen=True)
@@ -40,84 +28,14 @@ class Generation:
     summary: bool
 
 
-@dataclass(frozen=True)
-class PrivateServer:
-    """What was said of a server of our own: nothing, where all is None. `verbose`: its log is shown."""
+def generating(wanted: Generation) -> Use:
+    """What generates on a server and shows it; its result is the exit code."""
 
-    model: Path | None
-    device: int | None
-    threads: int | None
-    verbose: bool
+    async def generate(client: Client) -> int:
+        async with aclosing(client.generate(wanted.prompt, **wanted.params)) as events:
+            return await _show(events, wanted)
 
-    @property
-    def options(self) -> list[str]:
-        """The options by which one was asked for."""
-        given = {"--model": self.model, "--device": self.device, "--threads": self.threads}
-        return [name for name, value in given.items() if value is not None]
-
-    def engine_config(self) -> EngineConfig:
-        """The engine's part of it."""
-        level = LogLevel.INFO if self.verbose else LogLevel.WARNING
-        return EngineConfig(
-            model=self.model or BUNDLED_MODEL, device=self.device or 0, threads=self.threads, log_level=level
-        )
-
-
-def run(generation: Generation, target: str | None, private: PrivateServer) -> int:
-    """Generates at `target`, on the private server that was asked for, at the default address if one listens there, or
-    else on a private server with the bundled model. Returns the exit code; ConfigError for options that exclude each
-    other.
-    """
-    if target is not None and private.options:
-        raise ConfigError(f"--target and {private.options[0]} exclude each other: a running server, or a private one")
-    if not private.options:
-        if target is not None or _is_listening(DEFAULT_TARGET):
-            return _interruptible(_generate(target or DEFAULT_TARGET, generation))
-        sys.stderr.write(
-            f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
-        )
-    return _interruptible(_serve_and_generate(private.engine_config(), generation))
-
-
-def _is_listening(target: str) -> bool:
-    host, _, port = target.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _interruptible(generating: Coroutine[Any, Any, int]) -> int:
-    async def with_signals() -> int:
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # asyncio's own handler, which cancels us
-        return await generating
-
-    try:
-        return asyncio.run(with_signals())
-    except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
-
-
-async def _serve_and_generate(engine: EngineConfig, generation: Generation) -> int:
-    try:
-        async with local_server(engine) as server:
-            with Console(stderr=True).status(f"loading {engine.model.name}"):  # shown on terminals only
-                target = await server.start()
-            return await server.while_alive(_generate(target, generation))
-    except ServerFailed as failure:
-        failure.print()
-        return failure.exit_code
-
-
-async def _generate(target: str, generation: Generation) -> int:
-    try:
-        async with Client(target) as client:
-            events = client.generate(generation.prompt, **generation.params)
-            async with aclosing(events):
-                return await _show(events, generation)
-    except ClforgeError as error:
-        return exit_codes.report(error)
+    return generate
 
 
 async def _show(events: AsyncIterator[Event], generation: Generation) -> int:
