@@ -118,8 +118,14 @@ func (s *scripted) GenerateText(stream grpc.BidiStreamingServer[pb.GenerateTextR
 
 // start serves the script; the server is returned to be stopped in the midst of it.
 func (s *scripted) start(t *testing.T) (*clforge.Client, *grpc.Server) {
-	listener, server := bufconn.Listen(1<<20), grpc.NewServer()
-	pb.RegisterTokenizerServiceServer(server, s)
+	server := grpc.NewServer()
+	return serve(t, server, s), server
+}
+
+// serve serves until the test ends, and returns a client.
+func serve(t *testing.T, server *grpc.Server, service pb.TokenizerServiceServer) *clforge.Client {
+	listener := bufconn.Listen(1 << 20)
+	pb.RegisterTokenizerServiceServer(server, service)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	dial := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
@@ -128,7 +134,7 @@ func (s *scripted) start(t *testing.T) (*clforge.Client, *grpc.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	return client, server
+	return client
 }
 
 func delta(sequence uint32, text string) *pb.Update {

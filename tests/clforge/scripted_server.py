@@ -60,12 +60,17 @@ Step: TypeAlias = Update | status_pb2.Status | float
 
 
 class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Answers the plain door with one script per call; GenerateText says what `talk` says, the rest is fixed."""
+    """Answers the plain door with one script per call; GenerateText says what `talk` says, the rest is fixed.
+
+    `live` are the requests that can be listed and cancelled; WatchLoad tells `loads` and then waits.
+    """
 
     def __init__(self) -> None:
         self.scripts: list[list[Step]] = []
         self.requests: list[Any] = []
         self.cancelled = asyncio.Event()
+        self.live: dict[str, generation_pb2.RequestInfo] = {}  # by global id
+        self.loads: list[generation_pb2.Load | status_pb2.Status] = []
         self.talk: Callable[[Incoming, Context], AsyncIterator[list[Update]]] | None = None
 
     async def Generate(
@@ -128,6 +133,36 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """A model of which little is known."""
         info = generation_pb2.ModelInfo(name="tiny", vocab_size=512, eog_token_ids=[2])
         return tokenizer_pb2.GetModelInfoResponse(model_info=info)
+
+    async def ListRequests(
+        self, request: tokenizer_pb2.ListRequestsRequest, context: Context
+    ) -> tokenizer_pb2.ListRequestsResponse:
+        """Those in `live`."""
+        return tokenizer_pb2.ListRequestsResponse(requests=self.live.values())
+
+    async def CancelRequest(
+        self, request: tokenizer_pb2.CancelRequestRequest, context: Context
+    ) -> tokenizer_pb2.CancelRequestResponse:
+        """Takes it out of `live`."""
+        if self.live.pop(request.global_id, None) is None:
+            await context.abort_with_status(rpc_status.to_status(status(grpc.StatusCode.NOT_FOUND)))
+        return tokenizer_pb2.CancelRequestResponse()
+
+    async def WatchLoad(
+        self, request: tokenizer_pb2.WatchLoadRequest, context: Context
+    ) -> AsyncIterator[tokenizer_pb2.WatchLoadResponse]:
+        """Tells `loads`."""
+        try:
+            for load in list(self.loads):
+                if isinstance(load, status_pb2.Status):
+                    self.loads.remove(load)
+                    await context.abort_with_status(rpc_status.to_status(load))
+                else:
+                    yield tokenizer_pb2.WatchLoadResponse(load=load)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@ package clforgetest
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -16,32 +15,43 @@ import (
 type generation struct {
 	server   *Server
 	id       uint64
+	globalID string
 	prompt   string
 	params   *pb.GenerationParams
 	credits  chan uint32
 	cancel   context.CancelFunc
 	sequence []uint32 // of each choice, the next update's
 	send     func(*pb.Update) error
+	started  time.Time
+
+	numSent int  // guarded by the server's mutex
+	paused  bool // guarded by the server's mutex
 }
 
-func (s *Server) newGeneration(id uint64, prompt *pb.Prompt, params *pb.GenerationParams, send func(*pb.Update) error) *generation {
-	numChoices := max(params.GetN(), 1)
-	return &generation{
+// newGeneration returns a request that is live from now on and must be run, with the context that it returns.
+func (s *Server) newGeneration(
+	ctx context.Context, id uint64, prompt *pb.Prompt, params *pb.GenerationParams, send func(*pb.Update) error,
+) (context.Context, *generation) {
+	ctx, cancel := context.WithCancel(ctx)
+	g := &generation{
 		server:   s,
 		id:       id,
 		prompt:   promptText(prompt),
 		params:   params,
 		credits:  make(chan uint32, 1024),
-		cancel:   func() {},
-		sequence: make([]uint32, numChoices),
+		cancel:   cancel,
+		sequence: make([]uint32, max(params.GetN(), 1)),
 		send:     send,
+		started:  time.Now(),
 	}
+	s.enter(g)
+	return ctx, g
 }
 
 // run sends every update until each choice has ended; the error of what could not be sent.
 func (g *generation) run(ctx context.Context) error {
-	g.server.count(1, 0)
-	defer g.server.count(-1, 0)
+	defer g.cancel()
+	defer g.server.leave(g)
 	if timeout := g.params.GetTimeout(); timeout != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout.AsDuration())
@@ -51,7 +61,7 @@ func (g *generation) run(ctx context.Context) error {
 		return g.finish(&pb.Finished{Reason: pb.FinishReason_FINISH_REASON_ERROR, Error: failure.Proto()})
 	}
 	accepted := &pb.Accepted{
-		GlobalId:        fmt.Sprintf("%032x", g.id),
+		GlobalId:        g.globalID,
 		Seed:            g.params.GetSampling().GetSeed(),
 		NumericsId:      "clforgetest",
 		NumPromptTokens: uint32(len(g.prompt)),
@@ -84,7 +94,7 @@ func (g *generation) tokens(ctx context.Context) (*pb.Finished, error) {
 		}
 		credit--
 		numSent++
-		g.server.count(0, len(g.sequence))
+		g.server.sent(g, len(g.sequence))
 		for choice := range g.sequence {
 			delta := &pb.Delta{Text: piece, NumTokens: 1}
 			if err := g.update(choice, &pb.Update{Event: &pb.Update_Delta{Delta: delta}}); err != nil {
@@ -103,6 +113,10 @@ func (g *generation) await(ctx context.Context, credit *uint32, limited bool) bo
 		case <-time.After(pace):
 		case <-ctx.Done():
 		}
+	}
+	if limited && *credit == 0 {
+		g.server.setPaused(g, true)
+		defer g.server.setPaused(g, false)
 	}
 	for limited && *credit == 0 && ctx.Err() == nil {
 		select {
@@ -131,10 +145,10 @@ func (g *generation) update(choice int, update *pb.Update) error {
 
 // Generate implements the service.
 func (s *Server) Generate(request *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
-	g := s.newGeneration(0, request.GetPrompt(), request.GetParams(), func(update *pb.Update) error {
+	ctx, g := s.newGeneration(stream.Context(), 0, request.GetPrompt(), request.GetParams(), func(update *pb.Update) error {
 		return stream.Send(&pb.GenerateResponse{Updates: []*pb.Update{update}})
 	})
-	return g.run(stream.Context())
+	return g.run(ctx)
 }
 
 // Complete implements the service.
@@ -144,7 +158,7 @@ func (s *Server) Complete(ctx context.Context, request *pb.CompleteRequest) (*pb
 	for range texts {
 		response.Choices = append(response.Choices, &pb.CompleteResponse_Choice{})
 	}
-	g := s.newGeneration(0, request.GetPrompt(), request.GetParams(), func(update *pb.Update) error {
+	ctx, g := s.newGeneration(ctx, 0, request.GetPrompt(), request.GetParams(), func(update *pb.Update) error {
 		switch event := update.GetEvent().(type) {
 		case *pb.Update_Accepted:
 			response.Accepted = event.Accepted
@@ -186,14 +200,11 @@ func (s *Server) GenerateText(stream grpc.BidiStreamingServer[pb.GenerateTextReq
 		switch message := request.GetMessage().(type) {
 		case *pb.GenerateTextRequest_Submit:
 			submit := message.Submit
-			g := s.newGeneration(submit.GetRequestId(), submit.GetPrompt(), submit.GetParams(), send)
-			ctx, cancel := context.WithCancel(stream.Context())
-			g.cancel = cancel
+			ctx, g := s.newGeneration(stream.Context(), submit.GetRequestId(), submit.GetPrompt(), submit.GetParams(), send)
 			started[g.id] = g
 			running.Add(1)
 			go func() {
 				defer running.Done()
-				defer cancel()
 				_ = g.run(ctx) // fails only with the stream
 			}()
 		case *pb.GenerateTextRequest_Credit:

@@ -29,10 +29,11 @@ type Server struct {
 	grpc     *grpc.Server
 	listener *bufconn.Listener
 
-	mu       sync.Mutex
-	failures []*status.Status
-	numLive  int
-	numSent  int
+	mu         sync.Mutex
+	failures   []*status.Status
+	live       []*generation // oldest first
+	numStarted int
+	numSent    int
 }
 
 // Option changes a Server.
@@ -80,7 +81,7 @@ func (s *Server) Fail(failures ...*status.Status) {
 func (s *Server) NumLive() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.numLive
+	return len(s.live)
 }
 
 // NumSent returns how many tokens the server has sent, over all generations and choices.
@@ -99,13 +100,6 @@ func (s *Server) nextFailure() *status.Status {
 	failure := s.failures[0]
 	s.failures = s.failures[1:]
 	return failure
-}
-
-func (s *Server) count(live, sent int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.numLive += live
-	s.numSent += sent
 }
 
 // Encode implements the service.

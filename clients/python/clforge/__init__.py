@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TokenLogprobs,
         Usage,
     )
+    from clforge.load import Load, RequestInfo, RequestState
     from clforge.params import Params
     from clforge.session import Request, Session
 
@@ -64,6 +65,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "InvalidRequestError",
+    "Load",
     "Logprob",
     "Message",
     "ModelInfo",
@@ -74,6 +76,8 @@ __all__ = [
     "RenderedChat",
     "Request",
     "RequestCancelledError",
+    "RequestInfo",
+    "RequestState",
     "Section",
     "ServerError",
     "Session",
@@ -86,7 +90,7 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = ("clforge.client", "clforge.session", "clforge.chat", "clforge.params", "clforge.events", "clforge.errors")
+_MODULES = tuple(f"clforge.{name}" for name in ("client", "session", "chat", "params", "events", "load", "errors"))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ async with Client("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -16,8 +17,9 @@ import grpc
 
 from clforge import retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
-from clforge.errors import ProtocolError, from_rpc_error
+from clforge.errors import ConnectionLostError, ProtocolError, from_rpc_error
 from clforge.events import Completion, Event, ModelInfo
+from clforge.load import Load, RequestInfo, load_from_proto, request_info_from_proto
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
 from clforge.updates import UpdateReader, completion_from_proto, model_info_from_proto
@@ -143,6 +145,27 @@ class Client:
         response = await self._ask(lambda: self._stub.GetModelInfo(request, timeout=_CALL_SECONDS))
         return model_info_from_proto(response.model_info)
 
+    async def list_requests(self) -> tuple[RequestInfo, ...]:
+        """The caller's live requests, oldest first."""
+        request = pb.ListRequestsRequest()
+        response = await self._ask(lambda: self._stub.ListRequests(request, timeout=_CALL_SECONDS))
+        return tuple(map(request_info_from_proto, response.requests))
+
+    async def cancel_request(self, global_id: str) -> None:
+        """Ends a live request of the caller's, by the id of its Accepted, whichever connection it came by; its reader
+        gets Finished(CANCELLED). NotFoundError when none of that id is live."""
+        request = pb.CancelRequestRequest(global_id=global_id)
+        await self._ask(lambda: self._stub.CancelRequest(request, timeout=_CALL_SECONDS))
+
+    async def load(self) -> Load:
+        """How busy the engine is now."""
+        return await retry.call(self._load_now, retry.Retries(self._retry_seconds))
+
+    def watch_load(self) -> AsyncGenerator[Load, None]:
+        """How busy the engine is: at once, then whenever that changes, but at least once a second and at most ten
+        times. Ends when the server drains. Leave it by `contextlib.aclosing`, as for `generate`."""
+        return self._loads()
+
     def session(self, *, window: int = 256) -> Session:
         """Many requests on one stream. `window` is how many unread tokens of a choice the server may send ahead."""
         return Session(self._stub, self.target, window, self._retry_seconds)
@@ -161,6 +184,24 @@ class Client:
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.target, answered=False) from error
+
+    async def _load_now(self) -> Load:
+        async with aclosing(self._loads(_CALL_SECONDS)) as loads:
+            async for load in loads:
+                return load
+        raise ConnectionLostError(self.target, "it ended before the load was told")
+
+    async def _loads(self, seconds: float | None = None) -> AsyncGenerator[Load, None]:
+        answered = False
+        call = self._stub.WatchLoad(pb.WatchLoadRequest(), timeout=seconds)
+        try:
+            async for response in call:
+                answered = True
+                yield load_from_proto(response.load)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.target, answered=answered) from error
+        finally:
+            call.cancel()
 
     async def _events(self, request: pb.GenerateRequest) -> AsyncGenerator[Event, None]:
         updates = UpdateReader(request.params.n if request.params.HasField("n") else 1)
