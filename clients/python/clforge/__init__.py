@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotFoundError,
         OverloadedError,
+        PermissionDeniedError,
         ProtocolError,
         RequestCancelledError,
         ServerError,
         StatusError,
+        TLSError,
         UnavailableError,
         UnimplementedError,
         UnreachableError,
@@ -46,8 +48,10 @@ if TYPE_CHECKING:
     )
     from clforge.params import Params
     from clforge.session import Request, Session
+    from clforge.tls import TLS
 
 __all__ = [
+    "TLS",
     "Accepted",
     "AuthenticationError",
     "Chat",
@@ -70,6 +74,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "Params",
+    "PermissionDeniedError",
     "ProtocolError",
     "RenderedChat",
     "Request",
@@ -78,6 +83,7 @@ __all__ = [
     "ServerError",
     "Session",
     "StatusError",
+    "TLSError",
     "Timings",
     "TokenLogprobs",
     "UnavailableError",
@@ -86,7 +92,15 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = ("clforge.client", "clforge.session", "clforge.chat", "clforge.params", "clforge.events", "clforge.errors")
+_MODULES = (
+    "clforge.client",
+    "clforge.session",
+    "clforge.chat",
+    "clforge.params",
+    "clforge.events",
+    "clforge.tls",
+    "clforge.errors",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import typer
 
 from clforge.cli import exit_codes
 from clforge.cli.config import BenchPeer, ServeConfig
+from clforge.cli.connection import Connection, connects
 from clforge.client import DEFAULT_TARGET
 from engine_service.bundled import BUNDLED_MODEL
 from engine_service.config import EngineConfig
@@ -52,7 +53,7 @@ _DECODE_EXAMPLES = """Examples:
 _Vocab = Annotated[
     Path | None, typer.Option(help="Use the vocabulary of this GGUF file; it needs no tensors", metavar="FILE")
 ]
-_Target = Annotated[str | None, typer.Option(help="Use the server at this address instead", metavar="ADDRESS")]
+_INSTEAD = "Use the server at this address instead"
 _PreTokenizer = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +125,9 @@ def tokenizer(context: typer.Context) -> None:
 
 
 @app.command()
+@connects(f"Use the server at this address; default: {DEFAULT_TARGET}, if one listens there")
 def generate(
+    connection: Connection,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="Text to continue, or with --chat to answer; - reads standard input")
     ],
@@ -137,12 +140,6 @@ def generate(
         ),
     ] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the message")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Use the server at this address; default: {DEFAULT_TARGET}, if one listens there", metavar="ADDRESS"
-        ),
-    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -186,13 +183,14 @@ def generate(
         raise ConfigError("--system needs --chat: without a chat template, put what you have to say into the prompt")
     text = _read_prompt(prompt)
     generation = Generation(Chat(text, system) if chat else text, params, as_json, verbose or sys.stderr.isatty())
-    sys.exit(run(generation, target, PrivateServer(model, device, threads, verbose)))
+    sys.exit(run(generation, connection, PrivateServer(model, device, threads, verbose)))
 
 
 @app.command(epilog=f"{_ENCODE_EXAMPLES}\n{_TOKENIZE_EXIT_CODES}")
+@connects(_INSTEAD)
 def encode(
+    connection: Connection,
     vocab: _Vocab = None,
-    target: _Target = None,
     pre_tokenizer: _PreTokenizer = None,
     no_special: Annotated[
         bool, typer.Option("--no-special", help="Leave out the begin- and end-of-text that the model asks for")
@@ -206,14 +204,15 @@ def encode(
     `echo` gives one more token than `printf`. With --vocab no server is needed."""
     from clforge.cli import tokenize
 
-    printed = tokenize.printer(vocab, target, pre_tokenizer)
+    printed = tokenize.printer(vocab, connection, pre_tokenizer)
     sys.exit(printed(tokenize.encode(add_special=not no_special, parse_special=parse_special, as_json=as_json)))
 
 
 @app.command(epilog=f"{_DECODE_EXAMPLES}\n{_TOKENIZE_EXIT_CODES}")
+@connects(_INSTEAD)
 def decode(
+    connection: Connection,
     vocab: _Vocab = None,
-    target: _Target = None,
     keep_special: Annotated[
         bool, typer.Option("--keep-special", help="Spell control tokens out, instead of leaving them out")
     ] = False,
@@ -224,7 +223,7 @@ def decode(
     U+FFFD."""
     from clforge.cli import tokenize
 
-    printed = tokenize.printer(vocab, target)
+    printed = tokenize.printer(vocab, connection)
     sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json)))
 
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from clforge.cli import exit_codes
+from clforge.cli.connection import Connection
 from clforge.cli.local_server import ServerFailed, local_server
-from clforge.client import DEFAULT_TARGET, Client
+from clforge.client import DEFAULT_TARGET
 from clforge.errors import ClforgeError
 from clforge.events import Delta, Event, Finished, FinishReason, Section
 from clforge.params import Params, Prompt
@@ -63,16 +64,18 @@ class PrivateServer:
         )
 
 
-def run(generation: Generation, target: str | None, private: PrivateServer) -> int:
-    """Generates at `target`, on the private server that was asked for, at the default address if one listens there, or
-    else on a private server with the bundled model. Returns the exit code; ConfigError for options that exclude each
-    other.
+def run(generation: Generation, connection: Connection, private: PrivateServer) -> int:
+    """Generates at the server of `connection`, on the private server that was asked for, at the default address if one
+    listens there, or else on a private server with the bundled model. Returns the exit code; ConfigError for options
+    that exclude each other.
     """
-    if target is not None and private.options:
-        raise ConfigError(f"--target and {private.options[0]} exclude each other: a running server, or a private one")
+    if connection.options and private.options:
+        raise ConfigError(
+            f"{connection.options[0]} and {private.options[0]} exclude each other: a running server, or a private one"
+        )
     if not private.options:
-        if target is not None or _is_listening(DEFAULT_TARGET):
-            return _interruptible(_generate(target or DEFAULT_TARGET, generation))
+        if connection.options or _is_listening(DEFAULT_TARGET):
+            return _interruptible(_generate(connection, generation))
         sys.stderr.write(
             f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
         )
@@ -104,15 +107,15 @@ async def _serve_and_generate(engine: EngineConfig, generation: Generation) -> i
         async with local_server(engine) as server:
             with Console(stderr=True).status(f"loading {engine.model.name}"):  # shown on terminals only
                 target = await server.start()
-            return await server.while_alive(_generate(target, generation))
+            return await server.while_alive(_generate(Connection(target=target), generation))
     except ServerFailed as failure:
         failure.print()
         return failure.exit_code
 
 
-async def _generate(target: str, generation: Generation) -> int:
+async def _generate(connection: Connection, generation: Generation) -> int:
     try:
-        async with Client(target) as client:
+        async with connection.client() as client:
             events = client.generate(generation.prompt, **generation.params)
             async with aclosing(events):
                 return await _show(events, generation)
