@@ -35,8 +35,9 @@ from service_common.lifecycle import end_with_parent, exit_with
 
 ENVIRONMENT_PREFIX = "CLFORGE_"
 PARENT_PID_VARIABLE = "CLFORGE_PARENT_PID"
+API_KEY_VARIABLE = "CLFORGE_API_KEY"  # a client's, which may well be set where a server is started
 
-_NOT_OPTIONS = {PARENT_PID_VARIABLE, "CLFORGE_TEST_DATA"}
+_NOT_OPTIONS = {PARENT_PID_VARIABLE, API_KEY_VARIABLE, "CLFORGE_TEST_DATA"}
 # Kubernetes gives each container such variables for a service that is called clforge or clforge-something.
 _SERVICE_LINK = re.compile(r"CLFORGE_(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT(_\d+_(TCP|UDP)(_.*)?)?)")
 

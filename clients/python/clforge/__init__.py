@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotFoundError,
         OverloadedError,
+        PermissionDeniedError,
         ProtocolError,
         RequestCancelledError,
         ServerError,
         StatusError,
+        TLSError,
         UnavailableError,
         UnimplementedError,
         UnreachableError,
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
     from clforge.load import Load, RequestInfo, RequestState
     from clforge.params import Params
     from clforge.session import Request, Session
+    from clforge.tls import TLS
 
 __all__ = [
+    "TLS",
     "Accepted",
     "AuthenticationError",
     "Chat",
@@ -72,6 +76,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "Params",
+    "PermissionDeniedError",
     "ProtocolError",
     "RenderedChat",
     "Request",
@@ -82,6 +87,7 @@ __all__ = [
     "ServerError",
     "Session",
     "StatusError",
+    "TLSError",
     "Timings",
     "TokenLogprobs",
     "UnavailableError",
@@ -90,7 +96,9 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = tuple(f"clforge.{name}" for name in ("client", "session", "chat", "params", "events", "load", "errors"))
+_MODULES = tuple(
+    f"clforge.{name}" for name in ("client", "session", "chat", "params", "events", "load", "tls", "errors")
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from clforge.events import Completion, Event, ModelInfo
 from clforge.load import Load, RequestInfo, load_from_proto, request_info_from_proto
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
+from clforge.tls import TLS, authorization
 from clforge.updates import UpdateReader, completion_from_proto, model_info_from_proto
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -47,14 +48,34 @@ class Client:
     """
 
     def __init__(
-        self, target: str = DEFAULT_TARGET, *, connect_seconds: float = 5.0, retry_seconds: float = 30.0
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: TLS | bool = False,
+        api_key: str | None = None,
+        connect_seconds: float = 5.0,
+        retry_seconds: float = 30.0,
     ) -> None:
+        """`tls` True trusts public authorities; `TLS` says whom else. `api_key` goes with every call.
+
+        InvalidRequestError for files that cannot be used, and for a key that would leave this machine in plain text.
+        """
         self.target = target
-        self._connect_seconds, self._retry_seconds = connect_seconds, retry_seconds
+        self._options = _channel_options(connect_seconds)
+        self._credentials: grpc.ChannelCredentials | None = None
+        if tls:
+            security = TLS() if tls is True else tls
+            self._credentials = security.credentials()
+            self._options += security.channel_options()
+        self._metadata = authorization(api_key, target, secured=self._credentials is not None)
+        self._retry_seconds = retry_seconds
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self.target, _channel_options(self._connect_seconds))
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self.target, self._options)
+        else:
+            self._channel = grpc.aio.secure_channel(self.target, self._credentials, self._options)
         return self
 
     async def __aexit__(
@@ -90,7 +111,7 @@ class Client:
 
         async def attempt() -> pb.CompleteResponse:
             set_timeout(request.params, retries.timeout_left)
-            return await self._call(self._stub.Complete(request))
+            return await self._call(self._stub.Complete(request, metadata=self._metadata))
 
         return completion_from_proto(await retry.call(attempt, retries))
 
@@ -120,7 +141,9 @@ class Client:
     ) -> RenderedChat:
         """The prompt that `chat` would generate from, as text and as token ids."""
         request = pb.RenderChatRequest(chat=chat_to_proto(Chat(messages, system, tools, template_kwargs)))
-        response = await self._ask(lambda: self._stub.RenderChat(request, timeout=_CALL_SECONDS))
+        response = await self._ask(
+            lambda: self._stub.RenderChat(request, timeout=_CALL_SECONDS, metadata=self._metadata)
+        )
         return RenderedChat(response.text, tuple(response.token_ids.ids))
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> tuple[int, ...]:
@@ -130,32 +153,36 @@ class Client:
         tokens spelled in the text as such.
         """
         request = pb.EncodeRequest(texts=[text], add_special=add_special, parse_special=parse_special)
-        response = await self._ask(lambda: self._stub.Encode(request, timeout=_CALL_SECONDS))
+        response = await self._ask(lambda: self._stub.Encode(request, timeout=_CALL_SECONDS, metadata=self._metadata))
         return tuple(_only(response.sequences).ids)
 
     async def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD; `skip_special` leaves out control tokens."""
         request = pb.DecodeRequest(sequences=[pb.TokenIds(ids=token_ids)], skip_special=skip_special)
-        response = await self._ask(lambda: self._stub.Decode(request, timeout=_CALL_SECONDS))
+        response = await self._ask(lambda: self._stub.Decode(request, timeout=_CALL_SECONDS, metadata=self._metadata))
         return _only(response.texts)
 
     async def model_info(self) -> ModelInfo:
         """The model that is being served."""
         request = pb.GetModelInfoRequest()
-        response = await self._ask(lambda: self._stub.GetModelInfo(request, timeout=_CALL_SECONDS))
+        response = await self._ask(
+            lambda: self._stub.GetModelInfo(request, timeout=_CALL_SECONDS, metadata=self._metadata)
+        )
         return model_info_from_proto(response.model_info)
 
     async def list_requests(self) -> tuple[RequestInfo, ...]:
         """The caller's live requests, oldest first."""
         request = pb.ListRequestsRequest()
-        response = await self._ask(lambda: self._stub.ListRequests(request, timeout=_CALL_SECONDS))
+        response = await self._ask(
+            lambda: self._stub.ListRequests(request, timeout=_CALL_SECONDS, metadata=self._metadata)
+        )
         return tuple(map(request_info_from_proto, response.requests))
 
     async def cancel_request(self, global_id: str) -> None:
         """Ends a live request of the caller's, by the id of its Accepted, whichever connection it came by; its reader
         gets Finished(CANCELLED). NotFoundError when none of that id is live."""
         request = pb.CancelRequestRequest(global_id=global_id)
-        await self._ask(lambda: self._stub.CancelRequest(request, timeout=_CALL_SECONDS))
+        await self._ask(lambda: self._stub.CancelRequest(request, timeout=_CALL_SECONDS, metadata=self._metadata))
 
     async def load(self) -> Load:
         """How busy the engine is now."""
@@ -168,7 +195,7 @@ class Client:
 
     def session(self, *, window: int = 256) -> Session:
         """Many requests on one stream. `window` is how many unread tokens of a choice the server may send ahead."""
-        return Session(self._stub, self.target, window, self._retry_seconds)
+        return Session(self._stub, self._metadata, self.target, window, self._retry_seconds)
 
     @property
     def _stub(self) -> TokenizerServiceAsyncStub:
@@ -193,7 +220,7 @@ class Client:
 
     async def _loads(self, seconds: float | None = None) -> AsyncGenerator[Load, None]:
         answered = False
-        call = self._stub.WatchLoad(pb.WatchLoadRequest(), timeout=seconds)
+        call = self._stub.WatchLoad(pb.WatchLoadRequest(), timeout=seconds, metadata=self._metadata)
         try:
             async for response in call:
                 answered = True
@@ -206,7 +233,7 @@ class Client:
     async def _events(self, request: pb.GenerateRequest) -> AsyncGenerator[Event, None]:
         updates = UpdateReader(request.params.n if request.params.HasField("n") else 1)
         answered = False
-        call = self._stub.Generate(request)
+        call = self._stub.Generate(request, metadata=self._metadata)
         try:
             async for response in call:
                 answered = True

@@ -2,6 +2,7 @@
 
 ClforgeError
 ├── UnreachableError            no server answers at the address
+│   └── TLSError                  one does, but a secure connection cannot be made
 ├── ConnectionLostError         the connection broke after the server had begun to answer
 ├── ProtocolError               the server said what it must not
 └── StatusError                 the server refused or failed: code, reason, field, retry_after_seconds
@@ -12,7 +13,8 @@ ClforgeError
     ├── UnavailableError          UNAVAILABLE: loading, draining, or its engine is gone
     ├── DeadlineError             DEADLINE_EXCEEDED
     ├── RequestCancelledError     CANCELLED, by somebody else
-    ├── AuthenticationError       UNAUTHENTICATED, PERMISSION_DENIED
+    ├── AuthenticationError       UNAUTHENTICATED: the API key is missing, unknown, expired or revoked
+    │   └── PermissionDeniedError   PERMISSION_DENIED: the key may not do this
     ├── UnimplementedError        UNIMPLEMENTED: this server, model or device lacks it
     └── ServerError               INTERNAL, UNKNOWN, DATA_LOSS
 """
@@ -28,6 +30,19 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _SHOWN_CHARACTERS = 200  # of a value that is at fault
+_CONNECT_FAILED = "failed to connect"  # how gRPC begins when a connection did not come about
+
+# What gRPC says, in words of its own and of BoringSSL's, when a handshake fails, and what that means; the first counts.
+_TLS_CAUSES = {
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS; connect without it",
+    "certificate has expired": "the server's certificate has expired; it needs a new one",
+    "CERTIFICATE_VERIFY_FAILED": "no authority that this client trusts vouches for the server's certificate; "
+    "give the server's own as ca",
+    "Hostname Verification": "the server's certificate is for another name; connect by a name that it holds, "
+    "or give that as server_name",
+    "handshake failed": "the handshake fails; the server's log may tell more",
+    "Socket closed": "the server hangs up; it may take TLS only, or ask for the client's certificate",
+}
 
 
 class ClforgeError(Exception):
@@ -39,8 +54,17 @@ class UnreachableError(ClforgeError):
 
     def __init__(self, target: str, cause: str) -> None:
         self.target = target
-        start = "start one with: clforge serve; or give its address"
-        super().__init__(f"no server answers at {target} ({cause}); {start}")
+        super().__init__(self._message(target, cause))
+
+    def _message(self, target: str, cause: str) -> str:
+        return f"no server answers at {target} ({cause}); start one with: clforge serve; or give its address"
+
+
+class TLSError(UnreachableError):
+    """Somebody answers at `target`, but one side speaks TLS and the other not, or one does not trust the other."""
+
+    def _message(self, target: str, cause: str) -> str:
+        return f"no secure connection to {target}: {cause}"
 
 
 class ConnectionLostError(ClforgeError):
@@ -104,7 +128,11 @@ class RequestCancelledError(StatusError):
 
 
 class AuthenticationError(StatusError):
-    """The caller is unknown, or may not do this."""
+    """The API key is missing, unknown, expired or revoked."""
+
+
+class PermissionDeniedError(AuthenticationError):
+    """The API key is good, but may not do this."""
 
 
 class UnimplementedError(StatusError):
@@ -127,7 +155,7 @@ _ERRORS: dict[grpc.StatusCode, type[StatusError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: RequestCancelledError,
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
-    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: ServerError,
     grpc.StatusCode.UNKNOWN: ServerError,
@@ -159,14 +187,24 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) 
     """
     status = _status(error)
     if status is None and error.code() is grpc.StatusCode.UNAVAILABLE:
-        kind = ConnectionLostError if answered else UnreachableError
-        return kind(target, _transport_cause(error.details() or "no cause given"))
+        details = error.details() or "no cause given"
+        if answered:
+            return ConnectionLostError(target, _transport_cause(details))
+        if (cause := _tls_cause(details)) is not None:
+            return TLSError(target, cause)
+        return UnreachableError(target, _transport_cause(details))
     return from_status(status or status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
 
 
 def _transport_cause(details: str) -> str:
     """The point of "failed to connect to all addresses; last error: UNKNOWN: ipv4:…: Connection refused"."""
-    return details.rsplit(": ", 1)[-1] if details.startswith("failed to connect") else details
+    return details.rsplit(": ", 1)[-1] if details.startswith(_CONNECT_FAILED) else details
+
+
+def _tls_cause(details: str) -> str | None:
+    if not details.startswith(_CONNECT_FAILED):
+        return None
+    return next((cause for sign, cause in _TLS_CAUSES.items() if sign in details), None)
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

@@ -19,6 +19,7 @@ from clforge.errors import ClforgeError, ConnectionLostError, from_rpc_error
 from clforge.events import Delta, Event, Finished
 from clforge.flow_control import CreditWindow, Outgoing
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
+from clforge.tls import Metadata
 from clforge.updates import UpdateReader
 from clforge.v1 import generation_pb2, tokenizer_pb2
 from clforge.v1.tokenizer_pb2 import GenerateTextRequest
@@ -88,10 +89,12 @@ class Session:
     so does every later `submit`: open a new session then.
     """
 
-    def __init__(self, stub: TokenizerServiceAsyncStub, target: str, window: int, retry_seconds: float) -> None:
+    def __init__(
+        self, stub: TokenizerServiceAsyncStub, metadata: Metadata, target: str, window: int, retry_seconds: float
+    ) -> None:
         if window < 1:
             raise ValueError(f"window is {window}; must be at least 1 token")
-        self._stub, self._target = stub, target
+        self._stub, self._metadata, self._target = stub, metadata, target
         self._window, self._retry_seconds = window, retry_seconds
         self._requests: dict[int, Request] = {}
         self._last_request_id = 0
@@ -99,7 +102,7 @@ class Session:
         self._failure: ClforgeError | None = None
 
     async def __aenter__(self) -> Self:
-        self._call = self._stub.GenerateText()
+        self._call = self._stub.GenerateText(metadata=self._metadata)
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
         return self
 

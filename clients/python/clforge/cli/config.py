@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from service_common.options import option
+from service_common.options import API_KEY_VARIABLE, option
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,8 @@ class BenchPeer(StrEnum):
     """Whom `clforge bench --against` can name."""
 
     LLAMA_CPP = "llama.cpp"
+
+
+def environment_api_key() -> str | None:
+    """The API key that CLFORGE_API_KEY holds; None where it is not set, or empty."""
+    return os.environ.get(API_KEY_VARIABLE) or None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clforge.cli import exit_codes
+from clforge.cli.connection import Connection
 from clforge.client import DEFAULT_TARGET, Client
 from clforge.errors import ClforgeError
 from engine_service.bundled import BUNDLED_MODEL
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 5.0  # loopback answers at once, if only with a refusal
 
+_PRIVATE = ("--model", "--device", "--threads")
+
 Use = Callable[[Client], Coroutine[Any, Any, int]]
 
 
-@dataclass(frozen=True)
-class Server:
-    """What was said of the server. All None: the one at the default address, if one listens there, or else a private
+@dataclass(frozen=True, kw_only=True)
+class Server(Connection):
+    """What was said of the server. Nothing: the one at the default address, if one listens there, or else a private
     one with the bundled model."""
 
     target: Annotated[
@@ -59,20 +62,17 @@ class Server:
         """Runs `use` with a client of the server and returns its exit code, or that of what went wrong. SIGINT and
         SIGTERM cancel it. `verbose`: a private server's log is shown. ConfigError for options that exclude each other.
         """
-        private = self._private_options()
-        if self.target is not None and private:
-            raise ConfigError(f"--target and {private[0]} exclude each other: a running server, or a private one")
+        private = [option for option in self.options if option in _PRIVATE]
+        running = [option for option in self.options if option not in _PRIVATE]
+        if running and private:
+            raise ConfigError(f"{running[0]} and {private[0]} exclude each other: a running server, or a private one")
+        if running or (not private and _is_listening(DEFAULT_TARGET)):
+            return use_running(self, use)
         if not private:
-            if self.target is not None or _is_listening(DEFAULT_TARGET):
-                return interruptible(_connect(self.target or DEFAULT_TARGET, use))
             sys.stderr.write(
                 f"clforge: no server at {DEFAULT_TARGET}; starting one with the bundled {BUNDLED_MODEL.stem}\n"
             )
         return interruptible(_serve(self._engine_config(verbose), use))
-
-    def _private_options(self) -> list[str]:
-        given = {"--model": self.model, "--device": self.device, "--threads": self.threads}
-        return [name for name, value in given.items() if value is not None]
 
     def _engine_config(self, verbose: bool) -> EngineConfig:
         level = LogLevel.INFO if verbose else LogLevel.WARNING
@@ -103,9 +103,15 @@ def _is_listening(target: str) -> bool:
     return True
 
 
-async def _connect(target: str, use: Use) -> int:
+def use_running(connection: Connection, use: Use) -> int:
+    """Runs `use` with a client of a running server and returns the exit code, as `Server.run` does."""
+    return interruptible(connected(connection, use))
+
+
+async def connected(connection: Connection, use: Use) -> int:
+    """Runs `use` with a client and returns its exit code, or that of an error that it raised, told in one line."""
     try:
-        async with Client(target) as client:
+        async with connection.client() as client:
             return await use(client)
     except ClforgeError as error:
         return exit_codes.report(error)
@@ -117,7 +123,7 @@ async def _serve(engine: EngineConfig, use: Use) -> int:
     try:
         async with local_server(engine) as server:
             target = await _load(server, engine.model.name)
-            return await server.while_alive(_connect(target, use))
+            return await server.while_alive(connected(Connection(target=target), use))
     except ServerFailed as failure:
         failure.print()
         return failure.exit_code

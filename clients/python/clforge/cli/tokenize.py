@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clforge.cli import exit_codes
-from clforge.client import Client
+from clforge.cli.connection import Connection
 from clforge.errors import ClforgeError
 from service_common.errors import ConfigError, RequestError
 from service_common.gguf_reader import GGUFReader
@@ -60,21 +60,21 @@ def decode(*, skip_special: bool, as_json: bool) -> Answer:
     return answer
 
 
-def printer(vocab: Path | None, target: str | None, pre_tokenizer: str | None = None) -> Callable[[Answer], int]:
-    """What prints an answer of the GGUF file `vocab`, or of the server at `target`, and returns the exit code.
+def printer(vocab: Path | None, connection: Connection, pre_tokenizer: str | None = None) -> Callable[[Answer], int]:
+    """What prints an answer of the GGUF file `vocab`, or of the server of `connection`, and returns the exit code.
 
-    ConfigError unless exactly one is given, and for a rule `pre_tokenizer` that cannot be used; ModelFileError for a
-    file that cannot be.
+    ConfigError unless exactly one has been named, and for a rule `pre_tokenizer` that cannot be used; ModelFileError
+    for a file that cannot be.
     """
-    if vocab is not None and target is None:
+    if vocab is not None and not connection.options:
         with GGUFReader(vocab) as reader:
             tokenizer = _FileTokenizer(Vocabulary.from_gguf(reader, pre_tokenizer=pre_tokenizer))
         return lambda answer: _print(answer(tokenizer))
-    if target is None or vocab is not None:
+    if connection.target is None or vocab is not None:
         raise ConfigError("give either --vocab FILE, the vocabulary of a GGUF file, or --target ADDRESS, a server's")
     if pre_tokenizer is not None:
         raise ConfigError("--pre-tokenizer needs --vocab: a server is told by its own --pre-tokenizer")
-    return lambda answer: _print(_ask(target, answer))
+    return lambda answer: _print(_ask(connection, answer))
 
 
 def parse_ids(text: str) -> list[int]:
@@ -102,8 +102,8 @@ class _FileTokenizer:
         return self._vocabulary.decode(token_ids, skip_special=skip_special)
 
 
-async def _ask(target: str, answer: Answer) -> str:
-    async with Client(target) as client:
+async def _ask(connection: Connection, answer: Answer) -> str:
+    async with connection.client() as client:
         return await answer(client)
 
 

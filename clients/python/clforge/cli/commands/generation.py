@@ -23,8 +23,7 @@ def generate(
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="Text to continue, or with --chat to answer; - reads standard input")
     ],
-    server: Server,
-    sampling: Sampling,
+    *,
     chat: Annotated[
         bool,
         typer.Option(
@@ -36,6 +35,8 @@ def generate(
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the message")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON")] = False,
     verbose: _Verbose = False,
+    sampling: Sampling,
+    server: Server,
 ) -> None:
     """Generate text from a prompt, or with --chat an answer to it. It streams to standard output, all else goes to
     standard error. Ctrl-C cancels."""

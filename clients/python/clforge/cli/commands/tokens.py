@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clforge.cli import exit_codes
+from clforge.cli.connection import Connection
+from clforge.cli.option_groups import with_groups
 
 app = typer.Typer()
 
@@ -31,7 +34,6 @@ _DECODE_EXAMPLES = """Examples:
 _Vocab = Annotated[
     Path | None, typer.Option(help="Use the vocabulary of this GGUF file; it needs no tensors", metavar="FILE")
 ]
-_Target = Annotated[str | None, typer.Option(help="Use the server at this address instead", metavar="ADDRESS")]
 _PreTokenizer = Annotated[
     str | None,
     typer.Option(
@@ -41,10 +43,18 @@ _PreTokenizer = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConnectionInstead(Connection):
+    """A server in place of a file."""
+
+    target: Annotated[str | None, typer.Option(help="Use the server at this address instead", metavar="ADDRESS")] = None
+
+
 @app.command(epilog=f"{_ENCODE_EXAMPLES}\n{_EXIT_CODES}")
+@with_groups
 def encode(
+    *,
     vocab: _Vocab = None,
-    target: _Target = None,
     pre_tokenizer: _PreTokenizer = None,
     no_special: Annotated[
         bool, typer.Option("--no-special", help="Leave out the begin- and end-of-text that the model asks for")
@@ -53,28 +63,31 @@ def encode(
         bool, typer.Option("--parse-special", help="Read special tokens spelled in the text as such, not as text")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"ids": [...]}')] = False,
+    connection: ConnectionInstead,
 ) -> None:
     """Turn standard input into token ids, separated by spaces. The text is taken as it is, UTF-8 with every newline:
     `echo` gives one more token than `printf`. With --vocab no server is needed."""
     from clforge.cli import tokenize
 
-    printed = tokenize.printer(vocab, target, pre_tokenizer)
+    printed = tokenize.printer(vocab, connection, pre_tokenizer)
     sys.exit(printed(tokenize.encode(add_special=not no_special, parse_special=parse_special, as_json=as_json)))
 
 
 @app.command(epilog=f"{_DECODE_EXAMPLES}\n{_EXIT_CODES}")
+@with_groups
 def decode(
+    *,
     vocab: _Vocab = None,
-    target: _Target = None,
     keep_special: Annotated[
         bool, typer.Option("--keep-special", help="Spell control tokens out, instead of leaving them out")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"text": "..."}')] = False,
+    connection: ConnectionInstead,
 ) -> None:
     """Turn token ids on standard input into their text. They are separated by white space or commas, or are JSON as
     `encode --json` prints it. The text is written as it is, with no newline after it; bytes that are not UTF-8 become
     U+FFFD."""
     from clforge.cli import tokenize
 
-    printed = tokenize.printer(vocab, target)
+    printed = tokenize.printer(vocab, connection)
     sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json)))
