@@ -15,6 +15,7 @@ from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.gguf_tensors import TensorInfo
 from service_common.special_tokens import SpecialTokens
+from service_common.terminal import printable
 
 T = TypeVar("T")
 _CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
@@ -155,7 +156,7 @@ def _printable(value: object) -> str:
         return f"{value.kind} × {value.factor:g}" if value.kind != "none" else "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return "".join(char if char.isprintable() else "\ufffd" for char in str(value))
+    return printable(str(value))
 
 
 def _type_table(types: tuple[TensorTypeReport, ...]) -> list[str]:
