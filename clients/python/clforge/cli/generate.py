@@ -33,32 +33,38 @@ def generating(wanted: Generation) -> Use:
 
     async def generate(client: Client) -> int:
         async with aclosing(client.generate(wanted.prompt, **wanted.params)) as events:
-            return await _show(events, wanted)
+            end = await show(events, as_json=wanted.as_json)
+        if wanted.summary:
+            sys.stderr.write(summary(end) + "\n")
+        return exit_code(end)
 
     return generate
 
 
-async def _show(events: AsyncIterator[Event], generation: Generation) -> int:
-    """Prints the events of one choice as they come; returns the exit code that its end means."""
+def exit_code(end: Finished) -> int:
+    """What the end of a choice means; says so where it came early."""
+    if end.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return exit_codes.OK
+    sys.stderr.write(f"clforge: the request ended early: {end.reason}\n")
+    return exit_codes.FAILED
+
+
+async def show(events: AsyncIterator[Event], *, as_json: bool) -> Finished:
+    """Prints the events of one choice as they come; returns its end."""
     end: Finished | None = None
     try:
         async for event in events:
-            if generation.as_json:
-                _print(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}, ensure_ascii=False) + "\n")
+            if as_json:
+                write(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}, ensure_ascii=False) + "\n")
             elif isinstance(event, Delta):
                 _print_delta(event)
             if isinstance(event, Finished):
                 end = event
     finally:
-        if sys.stdout.isatty() and not generation.as_json:
-            _print("\n")
+        if sys.stdout.isatty() and not as_json:
+            write("\n")
     assert end is not None  # the client raises when a stream ends without it
-    if generation.summary:
-        sys.stderr.write(summary(end) + "\n")
-    if end.reason in (FinishReason.STOP, FinishReason.LENGTH):
-        return exit_codes.OK
-    sys.stderr.write(f"clforge: the request ended early: {end.reason}\n")
-    return exit_codes.FAILED
+    return end
 
 
 def summary(end: Finished) -> str:
@@ -78,10 +84,10 @@ def _print_delta(delta: Delta) -> None:
     if delta.section in (Section.REASONING, Section.MARK):
         Console(stderr=True, soft_wrap=True).print(Text(delta.text, "dim"), end="")
     else:
-        _print(delta.text)
+        write(delta.text)
 
 
-def _print(text: str) -> None:
-    """Writes at once, as UTF-8 whatever the locale says: a stream of tokens is to be seen as it comes."""
+def write(text: str) -> None:
+    """Writes to standard output as UTF-8, whatever the locale says, and at once: tokens are to be seen as they come."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
