@@ -105,7 +105,21 @@ def test_help_names_every_command_and_the_exit_codes(
     ended = clforge(capfd, monkeypatch, "--help")
     assert ended.code == 0
     services = ("serve", "engine", "tokenizer")
-    commands = (*services, "generate", "encode", "decode", "inspect", "devices", "doctor", "bench")
+    commands = (
+        *services,
+        "generate",
+        "chat",
+        "status",
+        "cancel",
+        "top",
+        "models",
+        "encode",
+        "decode",
+        "inspect",
+        "devices",
+        "doctor",
+        "bench",
+    )
     assert all(f"  {name} " in ended.out for name in commands)
     assert "130 interrupted" in ended.out
     assert clforge(capfd, monkeypatch, "--version").out.startswith("clforge ")

@@ -1,4 +1,4 @@
-"""`inspect`, `devices`, `doctor` and `bench`: what needs no server."""
+"""`models`, `inspect`, `devices`, `doctor` and `bench`: what needs no server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ app = typer.Typer()
 _Model = Annotated[
     Path, typer.Argument(help="A GGUF file; default: the bundled clforge-tiny", metavar="FILE", show_default=False)
 ]
+
+
+@app.command()
+def models(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Where to look, folders below included; default: here, ~/models, and where Hugging Face and LM Studio "
+            "keep what they download",
+            metavar="[FOLDER]...",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the GGUF files in folders. Tells of each what it holds, and whether it can be served."""
+    from clforge.cli import models as command
+
+    sys.exit(command.models(folders or (), as_json=as_json))
 
 
 @app.command()
