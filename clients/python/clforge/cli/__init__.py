@@ -6,9 +6,10 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperOption
 
 from clforge.cli import exit_codes
 from clforge.cli.commands import GROUPS
@@ -16,12 +17,11 @@ from service_common.errors import StartupError
 from service_common.lifecycle import exit_with
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut long option names off
     help="Serve GGUF language models over gRPC on any OpenCL device, and use such servers.",
-    epilog=exit_codes.HELP,
+    epilog=f"`clforge --install-completion` has your shell complete commands and options.\n\n{exit_codes.HELP}",
 )
 for group in GROUPS:
     app.add_typer(group)
@@ -31,7 +31,7 @@ def main() -> None:
     """Runs the command of this process's arguments and ends the process; see exit_codes."""
     _open_closed_streams()
     try:
-        app(prog_name="clforge")
+        _command()(prog_name="clforge")
     except StartupError as error:
         exit_with(error)
     except KeyboardInterrupt:
@@ -42,6 +42,15 @@ def main() -> None:
         if not isinstance(error, BrokenPipeError):  # else whoever read us has gone
             sys.stderr.write(f"clforge: {error.strerror or error}\n")
         sys.exit(exit_codes.FAILED)
+
+
+def _command() -> Any:
+    """The command line, with the two options that set up completion left out of --help, where commands belong."""
+    command = typer.main.get_command(app)
+    for option in command.params:
+        if isinstance(option, TyperOption) and option.name in ("install_completion", "show_completion"):
+            option.hidden = True
+    return command
 
 
 def _open_closed_streams() -> None:

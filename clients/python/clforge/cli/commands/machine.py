@@ -79,7 +79,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: the quota", min=1)] = None,
     pairs: Annotated[int | None, typer.Option(help="Measurements of each workload; default: 5", min=1)] = None,
 ) -> None:
-    """Measure tokens per second: prefill, and decode of 1, 8 and 32 sequences. Progress goes to standard error."""
+    """Measure tokens per second. Prefill, and decode of 1, 8 and 32 sequences; progress goes to standard error."""
     from clforge.cli.bench import BenchOptions, run
 
     sys.exit(run(model, BenchOptions(against, output, profile, threads, pairs)))
