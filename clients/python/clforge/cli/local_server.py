@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from clforge.cli import exit_codes
+from clforge.v1.engine_pb2 import EngineServiceGetModelInfoRequest
+from clforge.v1.engine_pb2_grpc import EngineServiceStub
 from engine_service.config import EngineConfig
 from service_common.addresses import check_exposure, parse_address, private_socket_folder
 from service_common.child import KILL_SECONDS, Child, describe_exit
 from service_common.lifecycle import FLUSH_SECONDS
 from service_common.options import to_argv
 from tokenizer_service.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from clforge.v1.engine_pb2_grpc import EngineServiceAsyncStub
 
 _T = TypeVar("_T")
 
@@ -43,14 +48,18 @@ class LocalServer:
         self._starting: list[asyncio.Task[Child]] = []
         self.had_to_kill = False
 
-    async def start(self) -> str:
-        """Returns the address to connect to, when the first request can be served."""
+    async def start(self, tell: Callable[[str], None] = lambda _: None) -> str:
+        """Returns the address to connect to, when the first request can be served. `tell` hears how loading goes on."""
         engine = await self._start_child("engine", "engine_service", to_argv(self._engine))
         async with grpc.aio.insecure_channel(self._engine.engine, _FAST_RECONNECT) as channel:
             # The engine binds once it has understood the model file: until then it alone has something to say.
             await self._while_alive(channel.channel_ready(), engine)
-        tokenizer = await self._start_child("tokenizer", "tokenizer_service", to_argv(self._tokenizer))
-        return await self._while_alive(tokenizer.announced(), engine, tokenizer)
+            tokenizer = await self._start_child("tokenizer", "tokenizer_service", to_argv(self._tokenizer))
+            telling = asyncio.create_task(tell_loading(channel, tell))
+            try:
+                return await self._while_alive(tokenizer.announced(), engine, tokenizer)
+            finally:
+                telling.cancel()
 
     async def while_alive(self, awaited: Coroutine[Any, Any, _T]) -> _T:
         """The result of `awaited`, once started; ServerFailed when a child ends before it is there."""
@@ -109,6 +118,21 @@ async def local_server(engine: EngineConfig, tokenizer: TokenizerConfig | None =
             await server.stop()
 
 
+async def tell_loading(channel: grpc.aio.Channel, tell: Callable[[str], None]) -> None:
+    """Has `tell` hear what the engine says of loading, until its model is there."""
+    stub: EngineServiceAsyncStub = EngineServiceStub(channel)
+    while True:
+        try:
+            await stub.GetModelInfo(EngineServiceGetModelInfoRequest())
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                return
+            tell(error.details() or "")
+        await asyncio.sleep(_LOADING_LOOK_SECONDS)
+
+
+_LOADING_LOOK_SECONDS = 0.25
 _FAST_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
 
 

@@ -132,5 +132,5 @@ async def _serve(engine: EngineConfig, use: Use) -> int:
 async def _load(server: LocalServer, name: str) -> str:
     from rich.console import Console
 
-    with Console(stderr=True).status(f"loading {name}"):  # shown on terminals only
-        return await server.start()
+    with Console(stderr=True, highlight=False).status(f"starting a server with {name}") as status:  # on terminals only
+        return await server.start(lambda progress: status.update(f"{name}: {progress}"))
