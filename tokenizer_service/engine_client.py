@@ -119,9 +119,16 @@ class EngineLink:
             raise (self._why(failure) if isinstance(error, UnavailableError) else error) from failure
 
     def submit(
-        self, token_ids: Sequence[int], params: GenerationParams, sha256: str, stream_id: int, sink: UpdateSink
+        self,
+        token_ids: Sequence[int],
+        params: GenerationParams,
+        sha256: str,
+        *,
+        owner: str,
+        stream_id: int,
+        sink: UpdateSink,
     ) -> int:
-        """Starts a request, and returns the link's number for it; `stream_id` names the client's stream.
+        """Starts a request of `owner`, and returns the link's number for it; `stream_id` names the client's stream.
 
         UnavailableError when the link is down; OutOfRangeError for what one message cannot carry: to try it would cost
         all requests their link.
@@ -129,7 +136,12 @@ class EngineLink:
         self.model_info()
         request_id = next(self._ids)
         submit = TokenSubmit(
-            request_id=request_id, token_ids=token_ids, params=params, vocab_sha256=sha256, client_stream_id=stream_id
+            request_id=request_id,
+            token_ids=token_ids,
+            params=params,
+            vocab_sha256=sha256,
+            client_stream_id=stream_id,
+            owner=owner,
         )
         num_bytes = submit.ByteSize()
         if num_bytes > MAX_SUBMIT_BYTES:

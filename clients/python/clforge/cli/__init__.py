@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Never, cast
@@ -33,6 +33,9 @@ app = typer.Typer(
     help="Serve GGUF language models over gRPC on any OpenCL device, and use such servers.",
     epilog=exit_codes.HELP,
 )
+_LINK_OPTIONS = frozenset(  # those of the two services' private socket
+    {"engine"} | {field.name for field in fields(TokenizerConfig) if field.name.startswith("engine_")}
+)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _TOKENIZE_EXIT_CODES = f"{exit_codes.HELP} Input that is not UTF-8, or holds no ids, is wrong usage."
 _ENCODE_EXAMPLES = """Examples:
@@ -49,6 +52,13 @@ _DECODE_EXAMPLES = """Examples:
   echo 9906 11 1917 | clforge decode --vocab model.gguf
   clforge encode --vocab model.gguf --json < story.txt | clforge decode --vocab model.gguf | cmp - story.txt
   echo '[1, 15043]' | clforge decode --vocab model.gguf --keep-special --json
+"""
+_KEYS_EXAMPLES = """Examples:
+
+\b
+  (umask 077; clforge keys alice --file keys.toml > alice.key)
+  clforge serve --api-keys keys.toml
+  clforge generate -p 'Once upon a time' --target 127.0.0.1:50051 --api-key-file alice.key
 """
 _Vocab = Annotated[
     Path | None, typer.Option(help="Use the vocabulary of this GGUF file; it needs no tensors", metavar="FILE")
@@ -104,7 +114,7 @@ def _options(
 
 
 @app.command()
-@command(EngineConfig, TokenizerConfig, ServeConfig, without=frozenset({"engine"}))
+@command(EngineConfig, TokenizerConfig, ServeConfig, without=_LINK_OPTIONS)
 def serve(engine: EngineConfig, tokenizer: TokenizerConfig, own: ServeConfig) -> None:
     """Serve a GGUF model: engine and tokenizer, until a signal. Prints `ready ADDRESS` once requests can be served."""
     from clforge.cli.serve import run
@@ -225,6 +235,24 @@ def decode(
 
     printed = tokenize.printer(vocab, connection)
     sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json)))
+
+
+@app.command(epilog=_KEYS_EXAMPLES)
+def keys(
+    name: Annotated[str, typer.Argument(help="Whose key: 1 to 64 letters, digits, - and _", metavar="NAME")],
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Add the key's entry to this file of --api-keys; default: show it", metavar="FILE"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help='Print {"name": ..., "key": ..., "entry": ...}')] = False,
+) -> None:
+    """Make an API key. The key goes to standard output, this once: servers keep only its hash. What the file of
+    `clforge serve --api-keys` needs to know of it goes to standard error, or with --file there; in its table `expires`,
+    `max_requests`, `max_waiting_tokens`, `max_priority` and `default_priority` may follow. A server reads the file
+    again when it changes; a key whose table is gone is revoked."""
+    from clforge.cli import keys
+
+    sys.exit(keys.new(name, file, as_json=as_json))
 
 
 @app.command()
