@@ -115,6 +115,7 @@ async def test_a_revoked_key_ends_what_runs(tmp_path: Path, keys: Keys) -> None:
         alice.session(window=1) as session,
         bob.session() as others,
     ):
+        served.engine.gate.clear()
         mine, kept = await session.submit("hello"), await others.submit("hello")
         events = mine.events()
         await anext(events)
@@ -125,6 +126,7 @@ async def test_a_revoked_key_ends_what_runs(tmp_path: Path, keys: Keys) -> None:
             ("API keys read", None, None),
             ("API key revoked or expired", "alice", 1),
         ]
+        served.engine.gate.set()
         with pytest.raises(AuthenticationError, match="was revoked"):
             async for _ in events:
                 pass
