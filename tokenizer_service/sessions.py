@@ -57,7 +57,7 @@ class Sessions:
 
     @contextlib.contextmanager
     def open(self, caller: Caller) -> Iterator[Session]:
-        """A session of `caller`, closed at the end of the block. UnavailableError when draining or without an engine."""
+        """A session of `caller`, closed at the end of the block. UnavailableError: draining, or without an engine."""
         self._check_serving()
         session = Session(self, caller, next(self._stream_ids))
         self._sessions.add(session)

@@ -27,7 +27,7 @@ from tests.clforge.scripted_server import ScriptedServer
 async def serving(credentials: grpc.ServerCredentials | None) -> AsyncIterator[str]:
     """The address of a server."""
     server = make_server()
-    add_TokenizerServiceServicer_to_server(ScriptedServer(), server)
+    add_TokenizerServiceServicer_to_server(ScriptedServer(), server)  # type: ignore[abstract]
     bound = bind(server, parse_address("127.0.0.1:0", "--grpc"), credentials)
     await server.start()
     yield str(bound)

@@ -61,8 +61,9 @@ async def test_every_method_but_health_needs_a_key(tmp_path: Path, keys: Keys) -
     """Also those that do not exist, and reflection; a probe needs none."""
     async with serving(tmp_path, keys) as (_, target), grpc.aio.insecure_channel(target) as channel:
         for name in [method.name for method in pb.DESCRIPTOR.services_by_name["TokenizerService"].methods] + ["Other"]:
-            call = channel.unary_stream(f"/clforge.v1.TokenizerService/{name}")(b"")
-            error = await rpc_failure(call.read())
+            call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+            call = channel.unary_stream(f"/clforge.v1.TokenizerService/{name}")
+            error = await rpc_failure(call(b"").read())
             assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "NO_API_KEY"), name
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
         await reflection.write(reflection_pb2.ServerReflectionRequest(list_services=""))

@@ -250,9 +250,9 @@ def keys(
     `clforge serve --api-keys` needs to know of it goes to standard error, or with --file there; in its table `expires`,
     `max_requests`, `max_waiting_tokens`, `max_priority` and `default_priority` may follow. A server reads the file
     again when it changes; a key whose table is gone is revoked."""
-    from clforge.cli import keys
+    from clforge.cli.key_file import add_key
 
-    sys.exit(keys.new(name, file, as_json=as_json))
+    sys.exit(add_key(name, file, as_json=as_json))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from service_common.api_keys import key_entry, new_key, read_keys
 from service_common.errors import ConfigError
 
 
-def new(name: str, file: Path | None, *, as_json: bool) -> int:
+def add_key(name: str, file: Path | None, *, as_json: bool) -> int:
     """Prints a key to standard output, and its entry to standard error, or appends that to `file`.
 
     Returns the exit code. ConfigError for a name that is none or is taken, and for a file that cannot be used.
