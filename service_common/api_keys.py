@@ -89,7 +89,7 @@ def find_key(keys: Mapping[str, ApiKey], presented: str) -> ApiKey | None:
 
 
 def read_keys(path: Path) -> dict[str, ApiKey]:
-    """The keys of a file by name. ConfigError tells what is wrong, never what the file holds."""
+    """The keys of a file by name; it may hold none. ConfigError tells what is wrong, never what the file holds."""
     where = f"--api-keys: {path}"
     try:
         tables = tomllib.loads(read_private(path, "--api-keys").decode())
@@ -98,8 +98,6 @@ def read_keys(path: Path) -> dict[str, ApiKey]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not TOML: {error}") from None
     keys = {name: _key(name, table, f"{where}: [{name}]") for name, table in tables.items()}
-    if not keys:
-        raise ConfigError(f"{where} holds no key; make one with: clforge keys NAME")
     if len({key.sha256 for key in keys.values()}) < len(keys):
         raise ConfigError(f"{where} has one sha256 under two names")
     return keys

@@ -42,10 +42,15 @@ class Authentication(grpc.aio.ServerInterceptor):
     """Lets callers with a key in, and tells handlers who they are (`current_caller`). Belongs to the event loop."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the file of keys (api_keys.py). ConfigError where it cannot be used."""
+        """`path` is the file of keys (api_keys.py). ConfigError where it cannot be used, or holds no key.
+
+        Later it may: then all are revoked.
+        """
         self._path = path
         self._seen = stamp(path)
         self._keys: Mapping[str, ApiKey] = read_keys(path)
+        if not self._keys:
+            raise ConfigError(f"--api-keys: {path} holds no key; make one with: clforge keys NAME --file {path}")
         self._callers: dict[str, Caller] = {}
         self._calls: dict[Caller, set[asyncio.Task[Any]]] = {}
 

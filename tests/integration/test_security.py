@@ -18,7 +18,8 @@ from clforge.v1.generation_pb2 import GenerationParams
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from engine_service.bundled import BUNDLED_MODEL
 from tests.certificates import Authority
-from tests.integration.served import CLFORGE, environment
+from tests.integration.processes import process
+from tests.integration.served import CLFORGE, address_of, environment
 
 if TYPE_CHECKING:
     from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
@@ -149,9 +150,42 @@ def test_the_command_line_connects_by_options_and_by_environment(secured: Secure
     refused = decode(tls)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "an API key is needed" in refused.stderr
-    plain = decode()
-    assert (plain.returncode, plain.stderr.count("\n")) == (3, 1)
-    assert "TLS" in plain.stderr
+    for options in ((), ("--tls",)):
+        mismatched = decode(*options)
+        assert (mismatched.returncode, mismatched.stderr.count("\n")) == (3, 1)
+        assert "no secure connection" in mismatched.stderr
+
+
+def test_the_link_to_an_engine_elsewhere_is_secured(tmp_path: Path) -> None:
+    """Its port asks for a certificate and a key; without TLS or the key there is no link, and the log says why."""
+    authority = Authority(tmp_path)
+    (cert, key), (client_cert, client_key) = authority.issue("engine"), authority.issue("tokenizer")
+    keys, good, bad = tmp_path / "keys.toml", tmp_path / "good.key", tmp_path / "bad.key"
+    for path, file in ((good, keys), (bad, tmp_path / "other.toml")):
+        made = subprocess.check_output([*CLFORGE, "keys", "tokenizer", f"--file={file}"], text=True, env=environment())
+        path.write_text(made)
+        path.chmod(0o600)
+    secured = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-client-ca={authority.path}", f"--api-keys={keys}"]
+    link = [
+        f"--engine-tls-ca={authority.path}",
+        f"--engine-tls-cert={client_cert}",
+        f"--engine-tls-key={client_key}",
+    ]
+    with process("engine", "--engine=0.0.0.0:0", *secured) as engine:
+        address = address_of(engine).replace("0.0.0.0", "127.0.0.1")
+        front = ("tokenizer", f"--engine={address}", "--grpc=127.0.0.1:0")
+        with process(*front, *link, f"--engine-api-key-file={good}") as tokenizer:
+            assert address_of(tokenizer)
+        for options, reason in (
+            ([*link, f"--engine-api-key-file={bad}"], "API key is not known"),
+            ([], "Socket closed"),
+        ):
+            with process(*front, *options) as refused:
+                assert refused.stderr is not None
+                assert reason in refused.stderr.readline()
+    with process(*front, f"--engine-api-key-file={good}") as mistaken:
+        _, error = mistaken.communicate(timeout=30)
+        assert error == "clforge: --engine-api-key-file needs --engine-tls-ca: the link would be in plain text\n"
 
 
 def test_logs_hold_neither_prompts_nor_keys(secured: Secured) -> None:

@@ -53,7 +53,6 @@ def test_a_table_says_what_a_key_may_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no key; make one with: clforge keys NAME"),
         ("[a", "is not TOML"),
         ("a = 1", r"\[a\] is no table"),
         ("[a]", r"\[a\]: sha256 must be 64 hexadecimal digits"),

@@ -19,7 +19,7 @@ from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from service_common.api_keys import key_entry, new_key
 from service_common.authentication import Authentication
-from service_common.errors import Code
+from service_common.errors import Code, ConfigError
 from tests.tokenizer_service.tokenizer_world import World, rpc_failure, world
 
 ALICE, BOB = new_key(), new_key()
@@ -161,6 +161,16 @@ async def test_a_file_that_cannot_be_read_changes_nothing(tmp_path: Path, keys: 
         assert [entry["event"] for entry in logs] == ["the API keys stay as they were"] * 2
         assert "marked" not in str(logs)
         assert await client.model_info()
+
+
+async def test_an_empty_file_revokes_all_but_starts_nothing(tmp_path: Path, keys: Keys) -> None:
+    """A server that serves nobody is a mistake at its start, and a decision later."""
+    async with serving(tmp_path, keys) as (_, target), Client(target, api_key=ALICE) as client:
+        keys.change()
+        with pytest.raises(AuthenticationError):
+            await client.model_info()
+    with pytest.raises(ConfigError, match="holds no key; make one with: clforge keys NAME"):
+        Authentication(keys.path)
 
 
 async def test_limits_are_a_keys_own(tmp_path: Path, keys: Keys) -> None:
