@@ -23,12 +23,15 @@ from service_common.callers import Caller
 from service_common.errors import ConfigError, UnauthenticatedError
 from service_common.private_files import stamp
 from service_common.rpc import wrapped_handler
+from service_common.status import abort
 
 CHECK_SECONDS = 1.0  # how long a revoked key may go on
 
 _OPEN_TO_ALL = f"/{health.SERVICE_NAME}/"
 _SCHEME = "bearer "
 _HOW = "send it as metadata: authorization: Bearer KEY"
+
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 _caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")
 
@@ -52,7 +55,8 @@ class Authentication(grpc.aio.ServerInterceptor):
         if not self._keys:
             raise ConfigError(f"--api-keys: {path} holds no key; make one with: clforge keys NAME --file {path}")
         self._callers: dict[str, Caller] = {}
-        self._calls: dict[Caller, set[asyncio.Task[Any]]] = {}
+        self._calls: dict[Caller, dict[asyncio.Task[Any], _Context]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def intercept_service(
         self,
@@ -107,43 +111,41 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise UnauthenticatedError("the API key is not known here, or was revoked", reason="UNKNOWN_API_KEY")
         if key.is_expired():
             raise UnauthenticatedError(f"the API key {key.name!r} expired at {key.expires}", reason="EXPIRED_API_KEY")
-        caller = self._callers.get(key.name)
-        if caller is None or caller.sha256 != key.sha256:
-            caller = self._callers[key.name] = Caller(key.name, key.sha256, key.limits)
-        return caller
+        return self._callers.setdefault(key.name, Caller(key.name, key.sha256, key.limits))
 
     def _revoke(self, caller: Caller) -> None:
-        calls = self._calls.get(caller, set())
+        calls = self._calls.pop(caller, {})
         structlog.get_logger(__name__).warning("API key revoked or expired", key=caller.name, num_calls=len(calls))
         del self._callers[caller.name]
-        caller.is_revoked = True
-        for task in calls:
-            task.cancel()
+        for task, context in calls.items():
+            ending = asyncio.create_task(_end_call(task, context))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     @contextlib.contextmanager
-    def _call(self, caller: Caller) -> Iterator[None]:
-        """The life of a call, which is a task; a revocation cancels it."""
+    def _call(self, caller: Caller, context: _Context) -> Iterator[None]:
+        """The life of a call, which is a task; a revocation ends it.
+
+        UnauthenticatedError where one came first: between headers and request a client may take its time.
+        """
+        if self._callers.get(caller.name) is not caller:
+            raise _revoked()
         task = asyncio.current_task()
         assert task is not None
-        calls = self._calls.setdefault(caller, set())
-        calls.add(task)
+        calls = self._calls.setdefault(caller, {})
+        calls[task] = context
         _caller.set(caller)
         try:
             yield
-        except asyncio.CancelledError:
-            if not caller.is_revoked:
-                raise
-            task.uncancel()
-            raise UnauthenticatedError("the API key was revoked, or expired", reason="REVOKED_API_KEY") from None
         finally:
-            calls.discard(task)
-            if not calls:
-                self._calls.pop(caller, None)
+            del calls[task]
+            if not calls and self._calls.get(caller) is calls:
+                del self._calls[caller]
 
     def _once(self, caller: Caller) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
         def wrap(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
             async def wrapped(request: Any, context: Any) -> Any:
-                with self._call(caller):
+                with self._call(caller, context):
                     return await behavior(request, context)
 
             return wrapped
@@ -153,13 +155,25 @@ class Authentication(grpc.aio.ServerInterceptor):
     def _many(self, caller: Caller) -> Callable[[Callable[..., AsyncIterator[Any]]], Callable[..., AsyncIterator[Any]]]:
         def wrap(behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
             async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
-                with self._call(caller):
+                with self._call(caller, context):
                     async for response in behavior(request, context):
                         yield response
 
             return wrapped
 
         return wrap
+
+
+async def _end_call(task: asyncio.Task[Any], context: _Context) -> None:
+    """Cancels a call, and tells its client why: a handler that waits for a slow reader could not say it any more."""
+    task.cancel()
+    await asyncio.wait([task])
+    with contextlib.suppress(Exception):  # abort always raises; the client may be gone, or have been told all by then
+        await abort(context, _revoked())
+
+
+def _revoked() -> UnauthenticatedError:
+    return UnauthenticatedError("the API key was revoked, or expired", reason="REVOKED_API_KEY")
 
 
 def _refusing(error: UnauthenticatedError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -16,7 +16,6 @@ class Caller:
 
     def __init__(self, name: str = "", sha256: str = "", limits: KeyLimits = UNLIMITED) -> None:
         self.name, self.sha256, self.limits = name, sha256, limits
-        self.is_revoked = False
         self._num_requests = 0
         self._num_waiting_tokens = 0
 

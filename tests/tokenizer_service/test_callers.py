@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 
 from clforge import AuthenticationError, Client, OverloadedError, PermissionDeniedError
 from clforge.v1 import tokenizer_pb2 as pb
-from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from service_common.api_keys import key_entry, new_key
 from service_common.authentication import Authentication
 from service_common.errors import Code, ConfigError
+from service_common.rpc import make_server
 from tests.tokenizer_service.tokenizer_world import World, rpc_failure, world
 
 ALICE, BOB = new_key(), new_key()
@@ -137,16 +137,50 @@ async def test_a_revoked_key_ends_what_runs(tmp_path: Path, keys: Keys) -> None:
         assert await bob.model_info()
 
 
-async def test_a_revoked_reader_that_does_not_read_is_ended_too(tmp_path: Path, keys: Keys) -> None:
-    """A stream that waits for its client frees its request as well."""
-    async with serving(tmp_path, keys) as (served, target), grpc.aio.insecure_channel(target) as channel:
-        call = TokenizerServiceStub(channel).Generate(
-            pb.GenerateRequest(prompt=pb.Prompt(text="hello")), metadata=(("authorization", f"Bearer {ALICE}"),)
-        )
-        await served.until(lambda: served.engine.submits != [])
+async def test_a_revoked_reader_that_does_not_read_is_told_too(keys: Keys) -> None:
+    """A handler whose writing waits for its client is ended at once, and the client hears why when it reads on."""
+    ended = asyncio.Event()
+
+    async def flood(_request: bytes, _context: object) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            ended.set()
+
+    server = make_server(keys.authentication)
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Flood": grpc.unary_stream_rpc_method_handler(flood)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(20):
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test.Test/Flood")
+        call = method(b"", metadata=(("authorization", f"Bearer {ALICE}"),))
+        assert await call.read()
+        await asyncio.sleep(0.3)  # far more than it takes to fill what may be in flight
         keys.change(bob=(BOB, ""))
-        await served.until(served.is_clean)
-        call.cancel()
+        await ended.wait()
+
+        async def read_on() -> None:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+
+        error = await rpc_failure(read_on())
+        assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "REVOKED_API_KEY")
+    await server.stop(None)
+
+
+async def test_a_key_revoked_between_headers_and_request_is_refused(tmp_path: Path, keys: Keys) -> None:
+    """A call that was let in and says nothing until its key is revoked is served nothing."""
+    async with serving(tmp_path, keys) as (_, target), grpc.aio.insecure_channel(target) as channel:
+        method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
+        method = channel.stream_unary("/clforge.v1.TokenizerService/GetModelInfo")
+        call = method(metadata=(("authorization", f"Bearer {ALICE}"),))
+        await asyncio.sleep(0.2)  # for its headers to arrive
+        keys.change(bob=(BOB, ""))
+        await call.write(b"")
+        await call.done_writing()
+        assert (await rpc_failure(call)).code == Code.UNAUTHENTICATED
 
 
 async def test_a_file_that_cannot_be_read_changes_nothing(tmp_path: Path, keys: Keys) -> None:
