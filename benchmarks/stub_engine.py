@@ -13,6 +13,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import typer
@@ -71,7 +72,9 @@ class StubEngine(EngineServiceServicer):
             yield pb.GetTokenizerResponse(data=part, vocab_sha256=self._sha256, total_bytes=len(self._data))
 
     async def GetModelInfo(self, request: Any, context: Any) -> pb.EngineServiceGetModelInfoResponse:
-        info = ModelInfo(name="stub", vocab_size=self._vocab_size, vocab_sha256=self._sha256)
+        info = ModelInfo(
+            name="stub", vocab_size=self._vocab_size, vocab_sha256=self._sha256, version=version("clforge")
+        )
         return pb.EngineServiceGetModelInfoResponse(model_info=info)
 
 

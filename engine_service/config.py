@@ -63,12 +63,24 @@ class EngineConfig:
         "Address where Prometheus reads the engine's metrics, host:port; one that others can reach needs --insecure",
         metavar="ADDRESS",
     )
+    tls_cert: Path | None = option(
+        None,
+        "Serve by TLS with this certificate, and those that vouch for it, in PEM; read again on change",
+        metavar="FILE",
+    )
+    tls_key: Path | None = option(None, "Private key of --tls-cert", metavar="FILE")
+    tls_client_ca: Path | None = option(
+        None, "Serve only clients with a certificate that these authorities vouch for", metavar="FILE"
+    )
+    api_keys: Path | None = option(
+        None, "Serve only callers with one of these API keys; see `clforge keys`; read again on change", metavar="FILE"
+    )
     drain_seconds: float = option(30.0, "Time for requests in flight to finish at shutdown", unit="seconds", minimum=0)
     portable_kernels: bool = option(False, "Leave out the host's own instructions; same bits, slower")
     cache_dir: Path | None = option(
         None, "Folder of compiled kernels; default: in your own cache folder", metavar="DIR"
     )
-    insecure: bool = option(False, "Listen on an address that others can reach, without TLS or keys")
+    insecure: bool = option(False, "Listen on an address that others can reach, without TLS and keys")
     log_format: LogFormat = option(LogFormat.AUTO, "How log lines look")
     log_level: LogLevel = option(LogLevel.INFO, "Least severe events that are logged")
 

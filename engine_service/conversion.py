@@ -22,6 +22,7 @@ from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
+_MAX_OWNER_BYTES = 64
 _SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
 
 _REASONS = {
@@ -47,6 +48,7 @@ def to_request(
     params = submit.params
     _check_prompt(submit, vocab_size, context_length)
     _check_served(params)
+    _check_owner(submit.owner)
     sampling = params.sampling
     stopping = params.stopping
     return Request(
@@ -74,7 +76,7 @@ def to_request(
         initial_credit=_optional(params, "initial_credit"),
         logprobs=checked_logprobs(_optional(params, "logprobs")),
         stream_id=(stream_id, submit.client_stream_id),
-        cache_salt=None if params.no_cache else _checked_salt(params.cache_salt),
+        cache_salt=None if params.no_cache else (submit.owner, _checked_salt(params.cache_salt)),
     )
 
 
@@ -173,6 +175,12 @@ def _check_served(params: pb.GenerationParams) -> None:
 
 def _not_served(field: str) -> UnimplementedError:
     return UnimplementedError(f"{field} is not served yet", reason="NOT_SERVED", field=field)
+
+
+def _check_owner(owner: str) -> None:
+    num_bytes = len(owner.encode())
+    if num_bytes > _MAX_OWNER_BYTES:
+        raise InvalidArgumentError("submit.owner", f"{num_bytes} bytes long", f"must have at most {_MAX_OWNER_BYTES}")
 
 
 def _checked_salt(salt: str) -> str:

@@ -35,6 +35,7 @@ from service_common.errors import DeviceError, StartupError
 from service_common.gguf_reader import GGUFReader
 from service_common.health import Health
 from service_common.metrics import exposed, metrics_address
+from service_common.security import ServerSecurity
 from service_common.special_tokens import SpecialTokens
 from service_common.tokenizer_file import tokenizer_file, vocab_sha256
 
@@ -55,15 +56,16 @@ _COMPUTE_NICENESS = 10
 async def serve(config: EngineConfig) -> int:
     """Serves until told to stop; returns the exit code. StartupError when the engine cannot start as asked."""
     address = parse_address(config.engine, "--engine")
-    check_exposure(address, insecure=config.insecure)
+    security = ServerSecurity.of(config)
+    check_exposure(address, insecure=security.may_be_reached)
     scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     with GGUFReader(config.model) as reader:
         process = EngineProcess(config, reader)
-        server = rpc.make_server()
+        server = rpc.make_server(*security.interceptors)
         add_EngineServiceServicer_to_server(process.server, server)
         process.health.add_to_server(server)
-        bound = bind(server, address)
-        with exposed(process.metrics.registry, scraped_at):
+        bound = bind(server, address, security.credentials)
+        with exposed(process.metrics.registry, scraped_at), security.kept_fresh():
             await server.start()
             return await process.run(server, str(bound))
 

@@ -56,6 +56,7 @@ class ServedRequest:
     request_id: int  # the stream's number for it
     engine_id: int
     global_id: str
+    owner: str
     accepted: Accepted
     num_choices: int
     arrival: float
@@ -108,7 +109,14 @@ class RequestRegistry:
             num_prompt_tokens=len(request.prompt_ids),
         )
         live = ServedRequest(
-            reader, submit.request_id, request.id, global_id, accepted, request.num_choices, request.arrival
+            reader,
+            submit.request_id,
+            request.id,
+            global_id,
+            submit.owner,
+            accepted,
+            request.num_choices,
+            request.arrival,
         )
         self._by_engine_id[request.id] = live
         self._by_global_id[global_id] = live
@@ -128,10 +136,10 @@ class RequestRegistry:
         """Ends the request; its terminal updates follow."""
         self._loop.post(lambda engine: engine.scheduler.cancel(live.engine_id))
 
-    def cancel_by_global_id(self, global_id: str) -> None:
-        """As `cancel`, by the name that every connection knows. NotFoundError where it is not live."""
+    def cancel_by_global_id(self, global_id: str, owner: str) -> None:
+        """As `cancel`, by the name that every connection knows. NotFoundError where `owner` has none such."""
         live = self._by_global_id.get(global_id)
-        if live is None:
+        if live is None or live.owner != owner:
             raise NotFoundError(f"no live request has the global id {global_id!r}", reason="UNKNOWN_REQUEST")
         self.cancel(live)
 
@@ -164,10 +172,10 @@ class RequestRegistry:
         """Returns when no request is live."""
         await self._idle.wait()
 
-    def global_id(self, engine_id: int) -> str | None:
-        """The public name of a request; None for one that has been abandoned."""
+    def global_id(self, engine_id: int, owner: str) -> str | None:
+        """The public name of a request of `owner`; None for others', and for one that has been abandoned."""
         live = self._by_engine_id.get(engine_id)
-        return None if live is None else live.global_id
+        return None if live is None or live.owner != owner else live.global_id
 
     def deliver(self, events: Sequence[EngineEvent]) -> None:
         """Passes the events of one step on to their streams; those of abandoned requests end here."""

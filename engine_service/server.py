@@ -142,14 +142,14 @@ class EngineServer(EngineServiceServicer):
     ) -> pb.EngineServiceListRequestsResponse:
         registry = self._serving().registry
         infos = await self._ask(lambda engine: engine.scheduler.requests())
-        named = [(registry.global_id(info.request_id), info) for info in infos]
+        named = [(registry.global_id(info.request_id, request.owner), info) for info in infos]
         requests = [to_request_info(global_id, info) for global_id, info in named if global_id is not None]
         return pb.EngineServiceListRequestsResponse(requests=requests)
 
     async def CancelRequest(
         self, request: pb.EngineServiceCancelRequestRequest, context: _Context
     ) -> pb.EngineServiceCancelRequestResponse:
-        self._serving().registry.cancel_by_global_id(request.global_id)
+        self._serving().registry.cancel_by_global_id(request.global_id, request.owner)
         return pb.EngineServiceCancelRequestResponse()
 
     async def Embed(self, request: pb.EngineServiceEmbedRequest, context: _Context) -> pb.EngineServiceEmbedResponse:

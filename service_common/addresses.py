@@ -1,7 +1,7 @@
 """Addresses that a server listens on or a client connects to: `host:port`, `[ipv6]:port`, `unix:/path`.
 
-Plaintext stays on this machine unless the operator says otherwise: a loopback port, or a Unix socket in a folder that
-only its owner may enter. Any other listening address needs `--insecure`.
+What is not secured stays on this machine unless the operator says otherwise: a loopback port, or a Unix socket in a
+folder that only its owner may enter. Any other listening address needs TLS and API keys, or `--insecure`.
 """
 
 from __future__ import annotations
@@ -87,15 +87,22 @@ def parse_target(text: str, option: str) -> Address:
     return address
 
 
-def check_exposure(address: Address, *, insecure: bool) -> None:
-    """Raises ConfigError when listening on `address` in plaintext would let others in and this was not allowed.
+_HOW_TO_LISTEN = (
+    "listen on 127.0.0.1 or a unix: socket, secure it with --tls-cert, --tls-key and --api-keys, "
+    "or allow it with --insecure"
+)
 
-    The folder of a Unix socket is made, for its owner alone, if it is missing.
+
+def check_exposure(address: Address, *, insecure: bool, remedy: str = _HOW_TO_LISTEN) -> None:
+    """Raises ConfigError when listening on `address` unsecured would let others in and this was not allowed.
+
+    `insecure` is true where it was, and where the server is secured; `remedy` ends the message. The folder of a Unix
+    socket is made, for its owner alone, if it is missing.
     """
     if not address.is_loopback and not insecure:
         raise ConfigError(
             f"{address.option}: {address} can be reached from other machines, without encryption or authentication; "
-            "listen on 127.0.0.1 or a unix: socket, or allow it with --insecure"
+            f"{remedy}"
         )
     if address.path is not None:
         _check_socket_folder(address, insecure=insecure)
@@ -106,12 +113,18 @@ def check_target(address: Address, *, insecure: bool) -> None:
     if not address.is_loopback and not insecure:
         raise ConfigError(
             f"{address.option}: requests would travel to {address} without encryption or authentication; "
-            "allow it with --insecure"
+            f"use TLS with {address.option}-tls-ca, or allow it with --insecure"
         )
 
 
-def bind(server: grpc.aio.Server, address: Address, *, is_reserved: bool = False) -> Address:
-    """Adds `address` to `server` in plaintext and returns it with its final port.
+def bind(
+    server: grpc.aio.Server,
+    address: Address,
+    credentials: grpc.ServerCredentials | None = None,
+    *,
+    is_reserved: bool = False,
+) -> Address:
+    """Adds `address` to `server` and returns it with its final port; in plaintext without `credentials`.
 
     `is_reserved` says that another process of ours holds it (`reserved`), for servers that share it. ConfigError when
     it is taken or cannot be bound.
@@ -119,7 +132,10 @@ def bind(server: grpc.aio.Server, address: Address, *, is_reserved: bool = False
     if not is_reserved:
         check_bindable(address)
     try:
-        port = server.add_insecure_port(address.target)
+        if credentials is None:
+            port = server.add_insecure_port(address.target)
+        else:
+            port = server.add_secure_port(address.target, credentials)
     except RuntimeError as error:
         raise ConfigError(
             f"{address.option}: cannot listen on {address}; choose another with {address.option}"

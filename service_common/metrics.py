@@ -122,7 +122,7 @@ def metrics_address(text: str | None, option: str, *, insecure: bool) -> Address
     address = parse_address(text, option)
     if address.path is not None:
         raise ConfigError(f"{option}: {text!r} is a Unix socket, which Prometheus cannot read; write host:port")
-    check_exposure(address, insecure=insecure)
+    check_exposure(address, insecure=insecure, remedy="listen on 127.0.0.1, or allow it with --insecure")
     return address
 
 

@@ -26,10 +26,11 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def make_server(*, shares_port: bool = False) -> grpc.aio.Server:
+def make_server(*interceptors: grpc.aio.ServerInterceptor, shares_port: bool = False) -> grpc.aio.Server:
     """An asyncio server without services or ports. What its handlers raise reaches clients by `status.to_status`.
 
-    `shares_port` is for processes that listen on one port together, which another holds for them (addresses.reserved).
+    So does what `interceptors` raise, which see a call before its handler does. `shares_port` is for processes that
+    listen on one port together, which another holds for them (addresses.reserved).
     """
     options = [
         *_COMMON_OPTIONS,
@@ -37,11 +38,16 @@ def make_server(*, shares_port: bool = False) -> grpc.aio.Server:
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
     ]
-    return grpc.aio.server(interceptors=[StatusInterceptor()], options=options)
+    return grpc.aio.server(interceptors=[StatusInterceptor(), *interceptors], options=options)
 
 
-def make_channel(address: Address) -> grpc.aio.Channel:
-    """A plaintext channel to `address` that reconnects by itself, at least every 3 seconds."""
+def make_channel(
+    address: Address, credentials: grpc.ChannelCredentials | None = None, *, server_name: str | None = None
+) -> grpc.aio.Channel:
+    """A channel to `address` that reconnects by itself, at least every 3 seconds; in plaintext without `credentials`.
+
+    `server_name` is the name that the server's certificate must hold; None takes it from the address.
+    """
     options = [
         *_COMMON_OPTIONS,
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -49,7 +55,11 @@ def make_channel(address: Address) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 3000),
         ("grpc.enable_http_proxy", 0),  # an engine link never goes through a proxy meant for the web
     ]
-    return grpc.aio.insecure_channel(address.target, options=options)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    if credentials is None:
+        return grpc.aio.insecure_channel(address.target, options=options)
+    return grpc.aio.secure_channel(address.target, credentials, options=options)
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
@@ -61,11 +71,19 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        wrap, make = _WRAPPERS[handler.request_streaming, handler.response_streaming]
-        behavior = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
-        return make(wrap(behavior), handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+        return None if handler is None else wrapped_handler(handler, _answering_once, _answering_many)
+
+
+def wrapped_handler(
+    handler: grpc.RpcMethodHandler[Any, Any],
+    wrap_once: Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]],
+    wrap_many: Callable[[Callable[..., AsyncIterator[Any]]], Callable[..., AsyncIterator[Any]]],
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """`handler` with another behaviour around its own: one for methods that answer once, one for streams of answers."""
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    behavior = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
+    wrap: Callable[..., Any] = wrap_many if handler.response_streaming else wrap_once
+    return make(wrap(behavior), handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
 
 
 def _answering_once(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -95,9 +113,9 @@ def _answering_many(behavior: Callable[..., AsyncIterator[Any]]) -> Callable[...
     return wrapped
 
 
-_WRAPPERS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[..., Any]]] = {
-    (False, False): (_answering_once, grpc.unary_unary_rpc_method_handler),
-    (False, True): (_answering_many, grpc.unary_stream_rpc_method_handler),
-    (True, False): (_answering_once, grpc.stream_unary_rpc_method_handler),
-    (True, True): (_answering_many, grpc.stream_stream_rpc_method_handler),
+_MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
 }

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 from typing import Protocol, TypeVar
 
 import grpc
@@ -23,9 +24,10 @@ from clforge.v1.engine_pb2 import (
 )
 from clforge.v1.engine_pb2_grpc import EngineServiceStub
 from clforge.v1.generation_pb2 import GenerationParams, ModelInfo, Update
-from service_common.errors import OutOfRangeError, RequestError, UnavailableError
+from service_common.errors import FailedPreconditionError, OutOfRangeError, RequestError, UnavailableError
 from service_common.rpc import MAX_MESSAGE_BYTES
 from service_common.status import as_request_error, from_rpc_error
+from tokenizer_service.engine_version import check_version
 from tokenizer_service.outgoing import Outgoing
 from tokenizer_service.vocabulary_fetch import EncodingVocabulary, FetchOptions, fetch_vocabulary
 
@@ -106,6 +108,7 @@ class EngineLink:
                 try:
                     await self._fetch_vocabulary()
                     self._info = await self._fetch_model_info()
+                    check_version(self._info.version, version("clforge"), self._name)
                 except grpc.aio.AioRpcError as failure:
                     raise self._why(failure) from failure
             return self.encoding()
@@ -119,9 +122,16 @@ class EngineLink:
             raise (self._why(failure) if isinstance(error, UnavailableError) else error) from failure
 
     def submit(
-        self, token_ids: Sequence[int], params: GenerationParams, sha256: str, stream_id: int, sink: UpdateSink
+        self,
+        token_ids: Sequence[int],
+        params: GenerationParams,
+        sha256: str,
+        *,
+        owner: str,
+        stream_id: int,
+        sink: UpdateSink,
     ) -> int:
-        """Starts a request, and returns the link's number for it; `stream_id` names the client's stream.
+        """Starts a request of `owner`, and returns the link's number for it; `stream_id` names the client's stream.
 
         UnavailableError when the link is down; OutOfRangeError for what one message cannot carry: to try it would cost
         all requests their link.
@@ -129,7 +139,12 @@ class EngineLink:
         self.model_info()
         request_id = next(self._ids)
         submit = TokenSubmit(
-            request_id=request_id, token_ids=token_ids, params=params, vocab_sha256=sha256, client_stream_id=stream_id
+            request_id=request_id,
+            token_ids=token_ids,
+            params=params,
+            vocab_sha256=sha256,
+            client_stream_id=stream_id,
+            owner=owner,
         )
         num_bytes = submit.ByteSize()
         if num_bytes > MAX_SUBMIT_BYTES:
@@ -169,6 +184,7 @@ class EngineLink:
         """Connects, and connects again, until cancelled. StartupError if the engine's vocabulary cannot be used."""
         log = structlog.get_logger(__name__).bind(engine=self._name)
         retry_seconds, told = FIRST_RETRY_SECONDS, ""
+        error: RequestError
         while True:
             try:
                 await self._connect()
@@ -177,6 +193,8 @@ class EngineLink:
                 retry_seconds, told = FIRST_RETRY_SECONDS, ""
                 await self._converse()
                 error = self._unreachable("it has closed the stream")
+            except FailedPreconditionError as failure:
+                error = failure
             except (grpc.aio.AioRpcError, UnavailableError) as failure:
                 error = self._why(failure)
             # An engine that refuses to start is gone in a moment, and so are we: its own line shall stay alone.
@@ -199,6 +217,7 @@ class EngineLink:
             self._down = UnavailableError("the model is loading", reason="LOADING", retry_after_seconds=1.0)
             await self._wait_until_serving()
             info = await self._fetch_model_info()
+        check_version(info.version, version("clforge"), self._name)
         async with self._fetching:
             if self.encoding().sha256 != info.vocab_sha256:
                 await self._fetch_vocabulary()  # another engine has taken the address meanwhile

@@ -17,6 +17,7 @@ from clforge.v1.generation_pb2 import (
     Update,
 )
 from clforge.v1.tokenizer_pb2 import TextSubmit
+from service_common.callers import Caller
 from service_common.errors import Code, InvalidArgumentError, RequestError
 from service_common.outbox import UpdateWriter
 from service_common.status import to_status
@@ -39,6 +40,7 @@ class Generation:
     def __init__(
         self,
         submit: TextSubmit,
+        caller: Caller,
         stream_id: int,
         link: EngineLink,
         encoder: Encoder,
@@ -52,7 +54,7 @@ class Generation:
         """
         self.request_id = submit.request_id
         self.ended = False
-        self._submit, self._stream_id, self._link = submit, stream_id, link
+        self._submit, self._caller, self._stream_id, self._link = submit, caller, stream_id, link
         self._outbox, self._on_ended = outbox, on_ended
         self._encoder, self._chat_encoder = encoder, chat_encoder
         self._arrival_ns = time.monotonic_ns()
@@ -64,6 +66,7 @@ class Generation:
         self._encoding: EncodingVocabulary | None = None
         self._tried_again = False
         self._num_prompt_tokens = 0
+        self._num_waiting_tokens = 0
         self._echo = ""
         self._choices: dict[int, Choice] = {}
         self._early_stops: dict[int, int] = {}
@@ -110,6 +113,7 @@ class Generation:
     def abandon(self) -> None:
         """The client is gone: ends everything at once, in silence."""
         self.ended = True
+        self._end_waiting()
         self._preparing.cancel()
         if self._upstream_id is not None:
             self._link.abandon(self._upstream_id)
@@ -156,7 +160,15 @@ class Generation:
             }
             self._num_prompt_tokens, self._echo = len(prompt.token_ids), prompt.echo
             self._encoding = encoding
-            self._upstream_id = self._link.submit(prompt.token_ids, params, encoding.sha256, self._stream_id, self)
+            self._start_waiting(len(prompt.token_ids))
+            self._upstream_id = self._link.submit(
+                prompt.token_ids,
+                params,
+                encoding.sha256,
+                owner=self._caller.name,
+                stream_id=self._stream_id,
+                sink=self,
+            )
             for choice, num_delivered_tokens in self._early_stops.items():
                 self.stop(choice, num_delivered_tokens)
         except TimeoutError:
@@ -189,6 +201,15 @@ class Generation:
     def _left_ns(self) -> int:
         return self._submit.params.timeout.ToNanoseconds() - (time.monotonic_ns() - self._arrival_ns)
 
+    def _start_waiting(self, num_tokens: int) -> None:
+        self._end_waiting()  # of ids that the engine has refused
+        self._caller.start_waiting(num_tokens)
+        self._num_waiting_tokens = num_tokens
+
+    def _end_waiting(self) -> None:
+        self._caller.end_waiting(self._num_waiting_tokens)
+        self._num_waiting_tokens = 0
+
     def _return_prompt(self) -> None:
         if self._echo:
             for index in self._choices:
@@ -199,6 +220,8 @@ class Generation:
         choice = self._choices.get(index)
         if choice is None:
             return
+        if self._num_waiting_tokens:
+            self._end_waiting()
         was_halted = choice.halted
         for delivered in choice.push(delta):
             self._outbox.delta(self.request_id, index, delivered)
@@ -253,6 +276,7 @@ class Generation:
 
     def _end(self) -> None:
         self.ended = True
+        self._end_waiting()
         self._choices.clear()
         if self._upstream_id is not None:
             self._link.forget(self._upstream_id)

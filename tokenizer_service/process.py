@@ -16,6 +16,8 @@ from service_common.health import Health
 from service_common.lifecycle import EXIT_FAILURE, Shutdown, announce_ready
 from service_common.metrics import exposed, metrics_address
 from service_common.rpc import make_channel, make_server
+from service_common.security import ServerSecurity
+from service_common.tls import link_credentials
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.config import TokenizerConfig
 from tokenizer_service.encode_cache import EncodeCache
@@ -58,22 +60,33 @@ async def serve(config: TokenizerConfig, *, opened: Callable[[], Awaitable[None]
     ready before `opened` returns.
     """
     address, engine = parse_address(config.grpc, "--grpc"), parse_target(config.engine, "--engine")
-    check_exposure(address, insecure=config.insecure)
-    check_target(engine, insecure=config.insecure)
+    security = ServerSecurity.of(config)
+    check_exposure(address, insecure=security.may_be_reached)
+    check_target(engine, insecure=config.insecure or config.engine_tls_ca is not None)
     scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     is_worker = opened is not None
-    server = make_server(shares_port=is_worker)
-    async with make_channel(engine) as channel:
+    server = make_server(*security.interceptors, shares_port=is_worker)
+    async with _channel(config, engine) as channel:
         parts = _Parts(config, channel, engine, is_open=not is_worker)
         parts.add_to_server(server)
-        parts.readiness.address = bind(server, address, is_reserved=is_worker)
-        with exposed(parts.metrics.registry, scraped_at):
+        parts.readiness.address = bind(server, address, security.credentials, is_reserved=is_worker)
+        with exposed(parts.metrics.registry, scraped_at), security.kept_fresh():
             await server.start()
             opening = asyncio.create_task(parts.open_after(opened)) if opened else None
             exit_code = await parts.run(server, drain_seconds=config.drain_seconds)
             if opening is not None:
                 opening.cancel()
     return exit_code
+
+
+def _channel(config: TokenizerConfig, engine: Address) -> grpc.aio.Channel:
+    ca = config.engine_tls_ca
+    if ca is None:
+        return make_channel(engine)
+    credentials = link_credentials(
+        ca, config.engine_tls_cert, config.engine_tls_key, api_key=config.engine_api_key_file
+    )
+    return make_channel(engine, credentials, server_name=config.engine_tls_server_name)
 
 
 class _Parts:

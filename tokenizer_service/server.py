@@ -12,6 +12,7 @@ import grpc
 from clforge.v1 import engine_pb2
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
+from service_common.authentication import current_caller
 from service_common.errors import InvalidArgumentError, UnimplementedError
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.completion import Completion
@@ -46,7 +47,7 @@ class TokenizerServer(TokenizerServiceServicer):
     async def GenerateText(
         self, request_iterator: AsyncIterator[pb.GenerateTextRequest], context: _Context
     ) -> AsyncIterator[pb.GenerateTextResponse]:
-        with self._sessions.open() as session:
+        with self._sessions.open(current_caller()) as session:
             _when_done(context, lambda: self._sessions.close(session))
             reader = asyncio.create_task(session.read(request_iterator))
             try:
@@ -59,7 +60,7 @@ class TokenizerServer(TokenizerServiceServicer):
                 reader.cancel()
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> AsyncIterator[pb.GenerateResponse]:
-        with self._sessions.open() as session:
+        with self._sessions.open(current_caller()) as session:
             _when_done(context, lambda: self._sessions.close(session))
             session.submit(_plain_submit(request))
             session.half_close()
@@ -68,7 +69,7 @@ class TokenizerServer(TokenizerServiceServicer):
 
     async def Complete(self, request: pb.CompleteRequest, context: _Context) -> pb.CompleteResponse:
         completion = Completion()
-        with self._sessions.open() as session:
+        with self._sessions.open(current_caller()) as session:
             session.submit(_plain_submit(request))
             session.half_close()
             async for updates in session.batches():
@@ -123,12 +124,14 @@ class TokenizerServer(TokenizerServiceServicer):
         return pb.GetModelInfoResponse(model_info=answer.model_info)
 
     async def ListRequests(self, request: pb.ListRequestsRequest, context: _Context) -> pb.ListRequestsResponse:
-        question = engine_pb2.EngineServiceListRequestsRequest()
+        question = engine_pb2.EngineServiceListRequestsRequest(owner=current_caller().name)
         answer = await self._link.ask(self._link.stub.ListRequests(question, timeout=ANSWER_SECONDS))
         return pb.ListRequestsResponse(requests=answer.requests)
 
     async def CancelRequest(self, request: pb.CancelRequestRequest, context: _Context) -> pb.CancelRequestResponse:
-        question = engine_pb2.EngineServiceCancelRequestRequest(global_id=request.global_id)
+        question = engine_pb2.EngineServiceCancelRequestRequest(
+            global_id=request.global_id, owner=current_caller().name
+        )
         await self._link.ask(self._link.stub.CancelRequest(question, timeout=ANSWER_SECONDS))
         return pb.CancelRequestResponse()
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Finished, Update
 from clforge.v1.tokenizer_pb2 import GenerateTextRequest, TextSubmit
+from service_common.callers import Caller
 from service_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, RequestError
 from service_common.outbox import Outbox, split
 from service_common.status import to_status
@@ -26,12 +27,12 @@ class Admission(Protocol):
     """Who decides whether a request may start, and owns what all sessions share."""
 
     def admit(
-        self, submit: TextSubmit, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
+        self, submit: TextSubmit, caller: Caller, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
     ) -> Generation:
-        """Starts a request of the stream `stream_id`; a RequestError tells why not."""
+        """Starts a request of `caller` on the stream `stream_id`; a RequestError tells why not."""
 
-    def release(self, num_requests: int) -> None:
-        """So many admitted requests have ended and their last updates are on their way."""
+    def release(self, caller: Caller, num_requests: int) -> None:
+        """So many admitted requests of `caller` have ended and their last updates are on their way."""
 
     async def turn(self) -> None:
         """Returns when this session's stream may be written to."""
@@ -45,9 +46,9 @@ class Session:
     listened to while many of them are untold.
     """
 
-    def __init__(self, admission: Admission, stream_id: int) -> None:
+    def __init__(self, admission: Admission, caller: Caller, stream_id: int) -> None:
         """`stream_id` names the stream: its requests and those of others take turns at the engine."""
-        self._admission, self._stream_id = admission, stream_id
+        self._admission, self._caller, self._stream_id = admission, caller, stream_id
         self._outbox = Outbox()
         self._requests: dict[int, Generation] = {}
         self._untold: list[Generation] = []
@@ -116,7 +117,9 @@ class Session:
             return
         self._last_id = request_id
         try:
-            self._requests[request_id] = self._admission.admit(submit, self._stream_id, self._outbox, self._ended)
+            self._requests[request_id] = self._admission.admit(
+                submit, self._caller, self._stream_id, self._outbox, self._ended
+            )
         except RequestError as error:
             self._refuse(request_id, error)
 
@@ -138,7 +141,7 @@ class Session:
         """The client is gone: ends all requests in silence. May be called twice."""
         for generation in self._live():
             generation.abandon()
-        self._admission.release(len(self._requests))
+        self._admission.release(self._caller, len(self._requests))
         self._requests.clear()
         self._untold.clear()
         self._outbox.close()
@@ -149,7 +152,7 @@ class Session:
             told, self._untold = self._untold, []
             for generation in told:
                 del self._requests[generation.request_id]
-            self._admission.release(len(told))
+            self._admission.release(self._caller, len(told))
             self._num_untold_refusals = 0
             self._room_for_refusals.set()
             for part in split(updates):

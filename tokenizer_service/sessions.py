@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from clforge.v1.tokenizer_pb2 import TextSubmit
+from service_common.callers import Caller
 from service_common.errors import RequestError, ResourceExhaustedError, UnavailableError
 from service_common.outbox import Outbox
 from tokenizer_service.chat_encoder import ChatEncoder
@@ -55,10 +56,10 @@ class Sessions:
         return sum(session.num_encoding_requests for session in tuple(self._sessions))
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Session]:
-        """A session, closed at the end of the block. UnavailableError while draining or without an engine."""
+    def open(self, caller: Caller) -> Iterator[Session]:
+        """A session of `caller`, closed at the end of the block. UnavailableError: draining, or without an engine."""
         self._check_serving()
-        session = Session(self, next(self._stream_ids))
+        session = Session(self, caller, next(self._stream_ids))
         self._sessions.add(session)
         self._idle.clear()
         try:
@@ -79,20 +80,26 @@ class Sessions:
         await self._turnstile.turn()
 
     def admit(
-        self, submit: TextSubmit, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
+        self, submit: TextSubmit, caller: Caller, stream_id: int, outbox: Outbox, on_ended: Callable[[Generation], None]
     ) -> Generation:
         """See session.Admission."""
         try:
             self._check_admissible(submit)
+            params = submit.params
+            priority = caller.priority(params.priority if params.HasField("priority") else None)
+            caller.start_request()
         except RequestError as error:
             self._metrics.refused(error.code)
             raise
+        if priority != params.priority:
+            params.priority = priority
         self.num_live_requests += 1
         observed = self._metrics.request(outbox)
-        return Generation(submit, stream_id, self._link, self._encoder, self._chat_encoder, observed, on_ended)
+        return Generation(submit, caller, stream_id, self._link, self._encoder, self._chat_encoder, observed, on_ended)
 
-    def release(self, num_requests: int) -> None:
+    def release(self, caller: Caller, num_requests: int) -> None:
         """See session.Admission."""
+        caller.end_requests(num_requests)
         self.num_live_requests -= num_requests
 
     def refuse_new(self) -> None:

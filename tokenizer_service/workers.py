@@ -25,6 +25,7 @@ from service_common.child import KILL_SECONDS, Child, describe_exit
 from service_common.lifecycle import EXIT_FAILURE, EXIT_STARTUP, FLUSH_SECONDS, Shutdown, announce_ready
 from service_common.metrics import metrics_addresses
 from service_common.options import to_argv
+from service_common.security import ServerSecurity
 from tokenizer_service.config import TokenizerConfig
 
 MAX_REPLACEMENTS = 5
@@ -40,7 +41,7 @@ async def serve(config: TokenizerConfig) -> int:
     ConfigError for addresses that cannot be used.
     """
     address = parse_address(config.grpc, "--grpc")
-    check_exposure(address, insecure=config.insecure)
+    check_exposure(address, insecure=ServerSecurity.of(config).may_be_reached)
     scraped_at = metrics_addresses(config.metrics, "--metrics", config.workers, insecure=config.insecure)
     for each in scraped_at:
         check_bindable(each)

@@ -37,13 +37,17 @@ type Client struct {
 }
 
 // New returns a client of the server at target: host:port, dns:///host:port or unix:/path. It does not connect yet. The error
-// is ErrInvalidRequest for a target that gRPC does not understand.
+// is ErrInvalidRequest for a target that gRPC does not understand, and for an API key that would go there in plain text.
 func New(target string, options ...ClientOption) (*Client, error) {
 	o := clientOptions{connect: defaultConnect, retryBudget: defaultRetryBudget, credentials: insecure.NewCredentials()}
 	for _, option := range options {
 		option(&o)
 	}
-	conn, err := grpc.NewClient(target, o.dialOptions()...)
+	key, err := o.keyOptions(target)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(target, append(key, o.dialOptions()...)...)
 	if err != nil {
 		return nil, invalid("target", "is %q; %v", target, err)
 	}

@@ -18,7 +18,7 @@ import (
 // Error is implemented by every error that this package makes:
 //
 //	Error
-//	├── *UnreachableError     no server answers at the address
+//	├── *UnreachableError     no server answers at the address; ErrTLS: one does, but a secure connection cannot be made
 //	├── *ConnectionLostError  the connection broke after the server had begun to answer
 //	├── *ProtocolError        the server said what it must not
 //	└── *StatusError          the server refused or failed; one of the kinds ErrInvalidRequest … ErrServer
@@ -49,8 +49,10 @@ var (
 	// ErrCancelled is CANCELLED. Where the context was cancelled, the error is [context.Canceled] too; else somebody else
 	// cancelled.
 	ErrCancelled = errors.New("cancelled")
-	// ErrAuthentication is UNAUTHENTICATED and PERMISSION_DENIED: the caller is unknown, or may not do this.
+	// ErrAuthentication is UNAUTHENTICATED, the API key is missing, unknown, expired or revoked, and PERMISSION_DENIED.
 	ErrAuthentication = errors.New("authentication")
+	// ErrPermissionDenied is PERMISSION_DENIED alone: the API key is good, but may not do this.
+	ErrPermissionDenied = errors.New("permission denied")
 	// ErrUnimplemented is UNIMPLEMENTED: this server, model or device lacks what was asked for.
 	ErrUnimplemented = errors.New("unimplemented")
 	// ErrServer is INTERNAL, UNKNOWN and DATA_LOSS: the server failed; its log tells more.
@@ -69,7 +71,7 @@ var kinds = map[codes.Code]error{
 	codes.DeadlineExceeded:   ErrDeadline,
 	codes.Canceled:           ErrCancelled,
 	codes.Unauthenticated:    ErrAuthentication,
-	codes.PermissionDenied:   ErrAuthentication,
+	codes.PermissionDenied:   ErrPermissionDenied,
 	codes.Unimplemented:      ErrUnimplemented,
 }
 
@@ -79,8 +81,18 @@ type UnreachableError struct {
 	Err    error // what the transport said
 }
 
+// ErrTLS is the kind of an [UnreachableError] where somebody answers, but one side speaks TLS and the other not, or one does
+// not trust the other.
+var ErrTLS = errors.New("no secure connection")
+
+// Is tells whether target is ErrTLS and the error is of that kind.
+func (e *UnreachableError) Is(target error) bool { return target == ErrTLS && tlsCause(e.Err) != "" }
+
 // Error returns a message for a user, with the remedy.
 func (e *UnreachableError) Error() string {
+	if cause := tlsCause(e.Err); cause != "" {
+		return fmt.Sprintf("no secure connection to %s: %s", e.Target, cause)
+	}
 	return fmt.Sprintf("no server answers at %s (%s); start one with: clforge serve; or give its address", e.Target, transportCause(e.Err))
 }
 
@@ -130,7 +142,7 @@ func (e *StatusError) Is(target error) bool {
 	if !known {
 		kind = ErrServer
 	}
-	return target == kind
+	return target == kind || kind == ErrPermissionDenied && target == ErrAuthentication
 }
 
 // Unwrap returns the context's error where the context ended, else nil.
@@ -213,6 +225,18 @@ func transportCause(err error) string {
 		return strings.TrimSuffix(cause, `"`)
 	}
 	return message
+}
+
+// tlsCause is what went wrong between two sides of which one, at least, speaks TLS; empty where it was something else.
+func tlsCause(err error) string {
+	message := status.Convert(err).Message()
+	if _, cause, found := strings.Cut(message, "authentication handshake failed: "); found {
+		return strings.TrimSuffix(cause, `"`)
+	}
+	if strings.Contains(message, "error reading server preface: ") {
+		return "the server hangs up; it may take TLS only, or ask for the client's certificate"
+	}
+	return ""
 }
 
 // invalid returns an error for a parameter that cannot even be sent.

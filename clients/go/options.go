@@ -16,6 +16,7 @@ type clientOptions struct {
 	connect     time.Duration
 	retryBudget time.Duration
 	credentials credentials.TransportCredentials
+	apiKey      string
 	dial        []grpc.DialOption
 }
 
@@ -29,7 +30,7 @@ func WithRetryBudget(budget time.Duration) ClientOption {
 	return func(o *clientOptions) { o.retryBudget = budget }
 }
 
-// WithTransportCredentials secures the connection, for instance with [credentials.NewTLS]. Default: plain text.
+// WithTransportCredentials secures the connection by other means than [WithTLS]. Default: plain text.
 func WithTransportCredentials(transport credentials.TransportCredentials) ClientOption {
 	return func(o *clientOptions) { o.credentials = transport }
 }

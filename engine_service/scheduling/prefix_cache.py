@@ -9,7 +9,7 @@ knows Python's could choose tokens that collide.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
@@ -96,20 +96,20 @@ class PrefixCache:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._roots: WeakValueDictionary[str, PrefixNode] = WeakValueDictionary()  # those with children or users
+        self._roots: WeakValueDictionary[Hashable, PrefixNode] = WeakValueDictionary()  # those with children or users
         self._by_block: dict[int, CachedBlock] = {}
 
     def __len__(self) -> int:
         return len(self._by_block)
 
-    def root(self, salt: str) -> PrefixNode:
+    def root(self, salt: Hashable) -> PrefixNode:
         """The empty prefix of a salt. It is forgotten when neither a block nor the caller refers to it any more."""
         root = self._roots.get(salt)
         if root is None:
             root = self._roots[salt] = PrefixNode(0)
         return root
 
-    def find(self, salt: str, token_ids: TokenIds) -> PrefixMatch:
+    def find(self, salt: Hashable, token_ids: TokenIds) -> PrefixMatch:
         """The longest cached prefix of `token_ids`; O(len(token_ids) × log(cached blocks))."""
         node = self.root(salt)
         block_ids: list[int] = []

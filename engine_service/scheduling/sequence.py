@@ -96,7 +96,7 @@ class Request:
     initial_credit: int | None = None
     logprobs: int | None = None
     stream_id: Hashable = 0
-    cache_salt: str | None = ""
+    cache_salt: Hashable | None = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

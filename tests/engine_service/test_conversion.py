@@ -22,19 +22,19 @@ def converted(**params: Any) -> Request:
 
 def test_a_request_knows_its_stream_and_its_salt() -> None:
     """The stream is the server's word, and within it the client's; the salt is the client's, empty if it has none."""
-    assert (converted().id, converted().stream_id, converted().cache_salt) == (7, (5, 2), "")
-    assert converted(cache_salt="tenant").cache_salt == "tenant"
+    assert (converted().id, converted().stream_id, converted().cache_salt) == (7, (5, 2), ("", ""))
+    assert converted(cache_salt="tenant").cache_salt == ("", "tenant")
 
 
 def test_opting_out_of_the_cache_leaves_no_salt() -> None:
     """no_cache goes before any salt; false is the default."""
     assert converted(no_cache=True, cache_salt="tenant").cache_salt is None
-    assert converted(no_cache=False).cache_salt == ""
+    assert converted(no_cache=False).cache_salt == ("", "")
 
 
 def test_a_salt_that_is_too_long_is_refused() -> None:
     """The limit is in bytes, and the error names it."""
-    assert converted(cache_salt="é" * 128).cache_salt == "é" * 128
+    assert converted(cache_salt="é" * 128).cache_salt == ("", "é" * 128)
     with pytest.raises(InvalidArgumentError, match=r"params\.cache_salt is 257 bytes long; must have at most 256"):
         converted(cache_salt="é" * 128 + "x")
 

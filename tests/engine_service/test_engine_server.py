@@ -13,7 +13,8 @@ from google.rpc import error_details_pb2
 from clforge.v1 import engine_pb2 as pb
 from clforge.v1 import generation_pb2
 from clforge.v1.generation_pb2 import Update
-from service_common.errors import DeviceError
+from service_common.errors import Code, DeviceError
+from service_common.status import from_status
 from tests.engine_service.engine_server import (
     CONTEXT_LENGTH,
     SHA256,
@@ -373,6 +374,51 @@ async def test_figures_lists_and_cancel_by_global_id(running: RunningEngine) -> 
     assert failure.value.code() == grpc.StatusCode.NOT_FOUND
     call.cancel()
     await running.until_empty()
+
+
+async def test_an_owner_sees_and_ends_its_own_requests_alone(running: RunningEngine) -> None:
+    """Another's are in no list, and to cancel one is NOT_FOUND; the name has at most 64 bytes."""
+    call = running.stub.GenerateTokens()
+    message = submit(1, max_tokens=200, initial_credit=3)
+    message.submit.owner = "alice"
+    await call.write(message)
+    global_id = (await anext(aiter(updates_of(call)))).accepted.global_id
+    for stranger in ("bob", ""):
+        listed = await running.stub.ListRequests(pb.EngineServiceListRequestsRequest(owner=stranger))
+        assert not listed.requests
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await running.stub.CancelRequest(pb.EngineServiceCancelRequestRequest(global_id=global_id, owner=stranger))
+        assert failure.value.code() == grpc.StatusCode.NOT_FOUND
+    listed = await running.stub.ListRequests(pb.EngineServiceListRequestsRequest(owner="alice"))
+    assert [info.global_id for info in listed.requests] == [global_id]
+    await running.stub.CancelRequest(pb.EngineServiceCancelRequestRequest(global_id=global_id, owner="alice"))
+    assert (await finished(call))[-1].finished.reason == generation_pb2.FINISH_REASON_CANCELLED
+    too_long = submit(2)
+    too_long.submit.owner = "é" * 33
+    await call.write(too_long)
+    error = from_status((await finished(call))[-1].finished.error)
+    assert (error.code, str(error)) == (Code.INVALID_ARGUMENT, "submit.owner is 66 bytes long; must have at most 64")
+    call.cancel()
+    await running.until_empty()
+
+
+async def test_a_cached_prompt_is_its_owners_own(running: RunningEngine) -> None:
+    """The same prompt is found again for its owner, under the same salt, and for nobody else."""
+
+    async def cached_tokens(number: int, owner: str, salt: str = "") -> int:
+        call = running.stub.GenerateTokens()
+        message = submit(number, prompt_length=40, max_tokens=1, cache_salt=salt)
+        message.submit.owner = owner
+        await call.write(message)
+        end = (await finished(call))[-1].finished
+        call.cancel()
+        return end.usage.cached_tokens
+
+    assert await cached_tokens(1, "alice") == 0
+    assert await cached_tokens(2, "alice") > 0
+    assert await cached_tokens(3, "bob") == 0
+    assert await cached_tokens(4, "alice", "bob") == 0
+    assert await cached_tokens(5, "alice") > 0
 
 
 async def test_while_loading_the_vocabulary_is_there_and_the_rest_says_when(running: RunningEngine) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from engine_service.config import EngineConfig
 from engine_service.server import SERVICE as ENGINE_SERVICE
-from service_common.addresses import check_exposure, check_target, parse_address, parse_target
+from service_common.addresses import check_target, parse_address, parse_target
 from service_common.lifecycle import FLUSH_SECONDS
 from tests.k8s.rendered import APPLIED, ROOT, Container, Pod, of_kind, render
 from tokenizer_service.config import TokenizerConfig
@@ -57,7 +57,24 @@ def test_arguments_are_read_by_the_services_themselves(folder: str) -> None:
     assert tokenizer.engine == engine.engine
     check_target(parse_target(tokenizer.engine, "--engine"), insecure=False)
     assert not engine.insecure
-    assert tokenizer.insecure == (not tokenizer.grpc.startswith("unix:"))
+    assert not tokenizer.insecure
+
+
+def test_what_others_can_reach_is_secured(folder: str) -> None:
+    """By TLS and keys, from Secrets that the service's user, and no other, may read; a Unix socket needs neither."""
+    pod = Pod.of(folder)
+    config = pod.tokenizer.config
+    assert isinstance(config, TokenizerConfig)
+    if config.grpc.startswith("unix:"):
+        assert config.api_keys is None
+        return
+    volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+    for path in (config.tls_cert, config.tls_key, config.api_keys):
+        assert path is not None
+        name, mount = pod.tokenizer.volume_below(path)
+        assert mount["readOnly"]
+        assert volumes[name]["secret"]["defaultMode"] == 0o440
+    assert pod.spec["securityContext"]["fsGroup"] == pod.tokenizer.security("runAsGroup")
 
 
 def test_sockets_are_in_folders_that_the_service_makes_for_itself(folder: str) -> None:
@@ -84,7 +101,6 @@ def test_ports_are_those_that_are_listened_on(folder: str) -> None:
     if address.path is not None:
         assert not of_kind(folder, "Service")
         return
-    check_exposure(address, insecure=True)
     assert not address.is_loopback
     [port] = Pod.of(folder).tokenizer.spec["ports"]
     assert port["containerPort"] == address.port
@@ -114,14 +130,14 @@ def test_probes_ask_for_what_health_answers(folder: str, name: str, service: str
     container: Container = getattr(Pod.of(folder), name)
     for probe in _PROBES:
         spec, expected = container.spec[probe], "" if probe == "livenessProbe" else service
-        if "grpc" in spec:
-            assert spec["grpc"].get("service", "") == expected
-            assert spec["grpc"]["port"] == parse_address(_address(container), "the address").port
-            continue
         program, *flags = spec["exec"]["command"]
-        given = dict(flag.lstrip("-").split("=", 1) for flag in flags)
+        given = dict(flag.lstrip("-").partition("=")[::2] for flag in flags)
         assert program == "grpc-health-probe"
-        assert (given["addr"], given.get("service", "")) == (_address(container), expected)
+        assert (given["addr"].replace("127.0.0.1", "0.0.0.0"), given.get("service", "")) == (
+            _address(container),
+            expected,
+        )
+        assert ("tls" in given) == (container.config.tls_cert is not None)
         waits = [float(given.get(flag, "1s").removesuffix("s")) for flag in ("connect-timeout", "rpc-timeout")]
         assert spec["timeoutSeconds"] >= sum(waits)
 

@@ -7,6 +7,7 @@ import itertools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class FakeEngine(EngineServiceServicer):
 
     def __init__(self, script: Script, data: bytes | None = None) -> None:
         self.script = script
+        self.version = version("clforge")
         self.num_top_logprobs = 1
         self.num_unexplained_tokens = 0
         self.refusal: RequestError | None = None
@@ -130,7 +132,9 @@ class FakeEngine(EngineServiceServicer):
         if self.loading:
             self.num_loading_answers += 1
             raise UnavailableError("the model is loading (7 %)", reason="LOADING", retry_after_seconds=1.0)
-        info = generation_pb2.ModelInfo(name=MODEL_NAME, vocab_size=302, context_length=64, vocab_sha256=self.sha256)
+        info = generation_pb2.ModelInfo(
+            name=MODEL_NAME, vocab_size=302, context_length=64, vocab_sha256=self.sha256, version=self.version
+        )
         return pb.EngineServiceGetModelInfoResponse(model_info=info)
 
     async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[pb.GetTokenizerResponse]:

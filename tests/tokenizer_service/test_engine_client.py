@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from tests.tokenizer_service.tokenizer_world import (
     LARGE,
     TEXT,
     Client,
+    World,
     failure,
     plain,
     rpc_failure,
     world,
 )
+from tokenizer_service.engine_version import check_version
 
 NUM_TOKENS = len(TEXT)
 
@@ -149,6 +152,50 @@ async def test_damaged_vocabulary_is_unavailable(tmp_path: Path) -> None:
         error = await rpc_failure(service.stub.Complete(plain()))
         assert error.code is Code.UNAVAILABLE
         assert "damaged" in str(error)
+
+
+async def test_an_engine_too_far_apart_is_refused_until_it_is_updated(tmp_path: Path) -> None:
+    """Requests are told both versions, at once; health says NOT_SERVING; the right one is taken as it comes."""
+
+    async def replace_engine(service: World, number: str) -> None:
+        await service.engine.stop()
+        service.engine.version = number
+        await service.engine.start(service.engine_address)
+
+    async with world(tmp_path) as service:
+        await replace_engine(service, "99.7.1")
+        async with asyncio.timeout(10):
+            while (error := await rpc_failure(service.stub.Complete(plain()))).reason != "VERSION_SKEW":
+                await asyncio.sleep(0.01)
+        assert error.code == Code.FAILED_PRECONDITION
+        assert "is of version 99.7.1, this tokenizer of " in str(error)
+        assert not service.health.ready
+        await replace_engine(service, version("clforge"))
+        await service.until(lambda: service.health.ready, 10)
+
+
+@pytest.mark.parametrize(
+    ("engine", "own", "works"),
+    [
+        ("0.1.0", "0.1.9", True),
+        ("0.2.0", "0.1.9", True),
+        ("1.4.0.dev3", "1.5", True),
+        ("0.3.0", "0.1.9", False),
+        ("1.0.0", "0.9.0", False),
+        ("1.1.0", "2.1.0", False),
+        ("", "0.1.0", False),
+        ("new", "0.1.0", False),
+    ],
+)
+def test_versions_work_together_within_one_minor(engine: str, own: str, works: bool) -> None:
+    """Of one major version, and at most one minor version apart; an engine that names none is refused."""
+    if works:
+        check_version(engine, own, "here")
+    else:
+        with pytest.raises(
+            FailedPreconditionError, match=rf"version ({engine}|\(none given\)), this tokenizer of {own}"
+        ):
+            check_version(engine, own, "here")
 
 
 async def test_engine_refusal_passes_through(tmp_path: Path) -> None:

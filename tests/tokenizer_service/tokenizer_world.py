@@ -17,6 +17,7 @@ from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Delta, Finished, GenerationParams, Update
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub, add_TokenizerServiceServicer_to_server
 from service_common.addresses import parse_target
+from service_common.authentication import Authentication
 from service_common.errors import RequestError
 from service_common.health import Health
 from service_common.rpc import make_channel, make_server
@@ -86,6 +87,7 @@ async def world(
     loading: bool = False,
     data: bytes | None = None,
     encoder: Encoder | None = None,
+    authentication: Authentication | None = None,
 ) -> AsyncIterator[World]:
     """A service whose engine says `tokens` (default: TEXT, byte by byte) in the vocabulary of the tokenizer file
     `data`; clean tables are asserted at the end."""
@@ -94,7 +96,8 @@ async def world(
     engine.loading = loading
     address = f"unix:{folder}/engine"
     await engine.start(address)
-    server, health, encoder = make_server(), Health(SERVICE), encoder or Encoder()
+    server = make_server(*(() if authentication is None else (authentication,)))
+    health, encoder = Health(SERVICE), encoder or Encoder()
     chat_encoder = ChatEncoder(encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
     async with make_channel(parse_target(address, "--engine")) as to_engine:
         cache = EncodeCache(1 << 20)
@@ -104,6 +107,7 @@ async def world(
         limits = {"max_live_requests": MAX_LIVE_REQUESTS, "max_prompt_bytes": MAX_PROMPT_BYTES}
         sessions = Sessions(link, encoder, chat_encoder, metrics, **limits)
         service = TokenizerServer(link, sessions, encoder, chat_encoder, max_prompt_bytes=MAX_PROMPT_BYTES)
+        health.add_to_server(server)
         add_TokenizerServiceServicer_to_server(service, server)
         server.add_insecure_port(f"unix:{folder}/door")
         await server.start()

@@ -60,7 +60,7 @@ func NewServer(answer func(prompt string) []string, options ...Option) *Server {
 func (s *Server) Client(options ...clforge.ClientOption) *clforge.Client {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) { return s.listener.DialContext(ctx) }
 	options = append([]clforge.ClientOption{clforge.WithDialOptions(grpc.WithContextDialer(dial))}, options...)
-	client, err := clforge.New("passthrough:///clforgetest", options...)
+	client, err := clforge.New("passthrough:///localhost", options...)
 	if err != nil {
 		panic(err) // the address is right
 	}

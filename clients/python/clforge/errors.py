@@ -30,6 +30,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _SHOWN_CHARACTERS = 200  # of a value that is at fault
+_ENDED_WHILE_WRITING = "Internal error from Core"  # what grpc.aio puts in place of the status that crossed a write
 _CONNECT_FAILED = "failed to connect"  # how gRPC begins when a connection did not come about
 
 # What gRPC says, in words of its own and of BoringSSL's, when a handshake fails, and what that means; the first counts.
@@ -185,6 +186,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) 
 
     UNAVAILABLE without a status of the server's own comes from the transport.
     """
+    if error.details() == _ENDED_WHILE_WRITING:
+        return ConnectionLostError(target, "the stream ended while something was being sent")
     status = _status(error)
     if status is None and error.code() is grpc.StatusCode.UNAVAILABLE:
         details = error.details() or "no cause given"

@@ -19,6 +19,7 @@ from service_common.addresses import check_exposure, parse_address, private_sock
 from service_common.child import KILL_SECONDS, Child, describe_exit
 from service_common.lifecycle import FLUSH_SECONDS
 from service_common.options import to_argv
+from service_common.security import ServerSecurity
 from tokenizer_service.config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -110,8 +111,11 @@ async def local_server(engine: EngineConfig, tokenizer: TokenizerConfig | None =
         if tokenizer is None:
             front = f"unix:{folder / 'tokenizer.sock'}"
             tokenizer = TokenizerConfig(grpc=front, log_format=engine.log_format, log_level=engine.log_level)
-        check_exposure(parse_address(tokenizer.grpc, "--grpc"), insecure=tokenizer.insecure)
-        server = LocalServer(replace(engine, engine=link), replace(tokenizer, engine=link))
+        security = ServerSecurity.of(tokenizer)
+        check_exposure(parse_address(tokenizer.grpc, "--grpc"), insecure=security.may_be_reached)
+        # What secures the tokenizer's port is not needed on a socket that only we can reach.
+        engine = replace(engine, engine=link, tls_cert=None, tls_key=None, tls_client_ca=None, api_keys=None)
+        server = LocalServer(engine, replace(tokenizer, engine=link))
         try:
             yield server
         finally:
