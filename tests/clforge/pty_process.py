@@ -40,13 +40,17 @@ class Terminal:
     async def until(self, text: str) -> str:
         """What is seen up to this text, which must come; the next call begins after it."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while text not in (seen := _ESCAPES.sub(b"", self._seen).decode(errors="replace")):
+        while text not in (seen := self.rest()):
             assert time.monotonic() < deadline, f"{text!r} never came; there was {seen!r}"
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _LOOK_SECONDS)
         self._seen = seen.partition(text)[2].encode()
         return seen.partition(text)[0]
+
+    def rest(self) -> str:
+        """What has been seen since."""
+        return _ESCAPES.sub(b"", self._seen).decode(errors="replace")
 
     async def ended(self) -> int:
         """The exit code."""

@@ -97,6 +97,20 @@ async def test_ctrl_c_cancels_the_answer_and_keeps_the_chat(tmp_path: Path) -> N
     assert len(server.requests) == 2
 
 
+async def test_sigterm_ends_the_chat_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """The server sees the cancellation, and no traceback follows."""
+    server = ScriptedServer()  # type: ignore[abstract]
+    server.scripts = [[accepted(), delta(1, "Once upon"), 60.0]]
+    async with running(server, tmp_path) as target, on_terminal("chat", "--target", target) as terminal:
+        await terminal.until(">")
+        terminal.type("A story!\r")
+        await terminal.until("Once upon")
+        terminal.process.terminate()
+        assert await terminal.ended() == exit_codes.INTERRUPTED
+        await asyncio.wait_for(server.cancelled.wait(), 5)
+        assert not terminal.rest().strip()
+
+
 def conversation(*texts: str) -> Conversation:
     """One in which these have been said, by turns."""
     result = Conversation("Be brief.", {"temperature": 0.5})

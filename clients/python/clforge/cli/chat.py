@@ -103,10 +103,13 @@ async def _until_interrupted(showing: Coroutine[Any, Any, _T]) -> _T | None:
     handler = signal.getsignal(signal.SIGINT)
     event_loop.add_signal_handler(signal.SIGINT, task.cancel)
     try:
-        await asyncio.wait([task])
-        return None if task.cancelled() else task.result()
+        return await task
+    except asyncio.CancelledError:
+        this = asyncio.current_task()
+        if this is None or this.cancelling():  # more is to end than the answer
+            raise
+        return None
     finally:
-        task.cancel()
         event_loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, handler)
 
