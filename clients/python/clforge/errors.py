@@ -31,7 +31,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 _DETAILS_KEY = "grpc-status-details-bin"
 _SHOWN_CHARACTERS = 200  # of a value that is at fault
 _ENDED_WHILE_WRITING = "Internal error from Core"  # what grpc.aio puts in place of the status that crossed a write
-_CONNECT_FAILED = "failed to connect"  # how gRPC begins when a connection did not come about
+_LAST_ERROR = "; last error: "  # in what gRPC says when a connection did not come about
 
 # What gRPC says, in words of its own and of BoringSSL's, when a handshake fails, and what that means; the first counts.
 _TLS_CAUSES = {
@@ -201,11 +201,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) 
 
 def _transport_cause(details: str) -> str:
     """The point of "failed to connect to all addresses; last error: UNKNOWN: ipv4:…: Connection refused"."""
-    return details.rsplit(": ", 1)[-1] if details.startswith(_CONNECT_FAILED) else details
+    return details.rsplit(": ", 1)[-1] if _LAST_ERROR in details else details
 
 
 def _tls_cause(details: str) -> str | None:
-    if not details.startswith(_CONNECT_FAILED):
+    if _LAST_ERROR not in details:
         return None
     return next((cause for sign, cause in _TLS_CAUSES.items() if sign in details), None)
 
