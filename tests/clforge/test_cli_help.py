@@ -55,6 +55,14 @@ def test_the_readme_has_every_command() -> None:
     assert sorted(named) == sorted(_COMMAND.commands)
 
 
+def test_chat_takes_whatever_generate_takes() -> None:
+    """But for the prompt: sampling and the choice of the server are the same options with the same help."""
+    of = {name: {p.name: p.help for p in _COMMAND.commands[name].params} for name in ("generate", "chat")}
+    assert set(of["generate"]) - set(of["chat"]) == {"prompt", "chat"}
+    differing = {name for name in of["chat"] if of["chat"][name] != of["generate"].get(name)}
+    assert differing <= {"system"}
+
+
 def test_every_command_explains_its_options() -> None:
     """Each option and each argument has a help text; the first sentence of a command's help is a whole one."""
     for name, command in _COMMAND.commands.items():

@@ -89,8 +89,11 @@ async def test_top_is_printed_once_where_there_is_no_terminal(server: ScriptedSe
     assert [request["tokens_per_second"] for request in json.loads(told.out)["requests"]] == [0.0, 0.0]
 
 
-async def test_top_goes_on_without_its_server_until_q(server: ScriptedServer, tmp_path: Path) -> None:
-    """It follows what changes; the terminal is given back as it was."""
+@pytest.mark.parametrize(("keys", "code"), [("xq", 0), ("\x03", exit_codes.INTERRUPTED)])
+async def test_top_goes_on_without_its_server_until_q_or_ctrl_c(
+    server: ScriptedServer, tmp_path: Path, keys: str, code: int
+) -> None:
+    """It follows what changes, and ends without a traceback."""
     async with on_terminal("top", "--target", f"unix:{tmp_path}/s", "--interval", "0.1") as terminal:
         async with running(server, tmp_path):
             await terminal.until("aa11")
@@ -98,8 +101,9 @@ async def test_top_goes_on_without_its_server_until_q(server: ScriptedServer, tm
             server.loads = [pb.Load(num_requests_waiting=7)]
             assert "aa11" not in (await terminal.until("7 waiting"))[-200:]
         await terminal.until("start one with: clforge serve")
-        terminal.type("xq")
-        assert await terminal.ended() == 0
+        terminal.type(keys)
+        assert await terminal.ended() == code
+        assert "Traceback" not in terminal.rest()
 
 
 def sample(seconds: float, generated: int, **requests: int) -> Sample:
