@@ -8,6 +8,8 @@ async with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -16,7 +18,7 @@ import grpc
 
 from clforge import retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
-from clforge.errors import ProtocolError, from_rpc_error
+from clforge.errors import ProtocolError, UnreachableError, from_rpc_error
 from clforge.events import Completion, Event, ModelInfo
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
@@ -61,6 +63,20 @@ class Client:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+    async def wait_for_ready(self, seconds: float | None = None) -> None:
+        """Returns once the server answers and has loaded its model; UnreachableError when `seconds` pass before.
+
+        Raises what the server says where it does not say that trying again makes sense.
+        """
+        request = pb.GetModelInfoRequest()
+        try:
+            async with asyncio.timeout(seconds):
+                await retry.call(
+                    lambda: self._call(self._stub.GetModelInfo(request, wait_for_ready=True)), retry.Retries(math.inf)
+                )
+        except TimeoutError as error:
+            raise UnreachableError(self.target, f"it was not ready within {seconds:g} s") from error
 
     def generate(self, prompt: Prompt, **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
         """Generates from a text, a Chat, or token ids, and yields Accepted, Deltas and one Finished per choice.
