@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,14 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parent.parent.parent
-_NODE = Path(__file__).parent / "node"
-_BUILD_SECONDS = 240.0
+from tests.tools import NODE, ROOT, build, descriptor_set, need, node_modules
+
 _CASE_SECONDS = 60.0  # more is a hang
-
-
-class MissingTool(Exception):
-    """A language's tools are not on this machine; str() says which, and why."""
 
 
 class Runner:
@@ -79,41 +73,15 @@ def _python(folder: Path) -> list[str]:
 
 
 def _go(folder: Path) -> list[str]:
-    _need("go")
-    _build(["go", "build", "-o", str(folder / "runner"), "./conformance"], ROOT / "clients" / "go")
+    need("go")
+    build(["go", "build", "-o", str(folder / "runner"), "./conformance"], ROOT / "clients" / "go")
     return [str(folder / "runner")]
 
 
 def _node(folder: Path) -> list[str]:
     """The recipe of docs/clients.md: buf makes a descriptor set, which the language's library reads."""
-    _need("node")
-    _need("npm")
-    if not _is_installed():
-        _build(["npm", "ci", "--omit=dev", "--ignore-scripts"], _NODE)
-    descriptors = folder / "clforge.binpb"
-    _build([str(Path(sys.executable).with_name("buf")), "build", "-o", str(descriptors)], ROOT)
-    return ["node", str(_NODE / "runner.js"), str(descriptors)]
-
-
-def _is_installed() -> bool:
-    """Whether node_modules is what the lock file says; npm keeps a copy of that there."""
-    installed = _NODE / "node_modules" / ".package-lock.json"
-    return installed.exists() and installed.stat().st_mtime >= (_NODE / "package-lock.json").stat().st_mtime
-
-
-def _need(tool: str) -> None:
-    if shutil.which(tool) is None:
-        raise MissingTool(f"{tool} is not installed")
-
-
-def _build(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
-    if done.returncode == 0:
-        return
-    complaint = f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}"
-    if command[0] == "npm":  # it needs a package index, which a machine may be without
-        raise MissingTool(complaint)
-    raise AssertionError(complaint)
+    node_modules()
+    return ["node", str(NODE / "runner.js"), str(descriptor_set(folder))]
 
 
 _COMMANDS: dict[str, Callable[[Path], list[str]]] = {"python": _python, "go": _go, "node": _node}

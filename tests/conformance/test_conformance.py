@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.runners import LANGUAGES, Language, MissingTool, running
+from tests.conformance.runners import LANGUAGES, Language, running
 from tests.conformance.server import Server, served
+from tests.tools import MissingTool
 
 _CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "cases.json").read_text(encoding="utf-8"))
 _GREEDY = {"temperature": 0.0, "ignore_eos": True}
