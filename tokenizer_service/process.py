@@ -62,7 +62,7 @@ async def serve(config: TokenizerConfig, *, opened: Callable[[], Awaitable[None]
     check_target(engine, insecure=config.insecure)
     scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     is_worker = opened is not None
-    server = make_server(shares_port=is_worker)
+    server = make_server(shares_port=is_worker, max_connection_age_seconds=config.max_connection_age_seconds)
     async with make_channel(engine) as channel:
         parts = _Parts(config, channel, engine, is_open=not is_worker)
         parts.add_to_server(server)

@@ -36,14 +36,14 @@ type Client struct {
 	retryBudget time.Duration
 }
 
-// New returns a client of the server at target: host:port, dns:///host:port or unix:/path. It does not connect yet. The error
-// is ErrInvalidRequest for a target that gRPC does not understand.
+// New returns a client of the server at target: host:port or unix:/path; or, where dns:///host:port names several servers, of
+// all of them: requests take turns, and a session stays with one. It does not connect yet. The error is ErrInvalidRequest for a target that gRPC does not understand.
 func New(target string, options ...ClientOption) (*Client, error) {
 	o := clientOptions{connect: defaultConnect, retryBudget: defaultRetryBudget, credentials: insecure.NewCredentials()}
 	for _, option := range options {
 		option(&o)
 	}
-	conn, err := grpc.NewClient(target, o.dialOptions()...)
+	conn, err := grpc.NewClient(target, o.dialOptions(target)...)
 	if err != nil {
 		return nil, invalid("target", "is %q; %v", target, err)
 	}

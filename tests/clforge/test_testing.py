@@ -127,3 +127,20 @@ def test_a_server_that_stops_breaks_the_connection(by_session: bool) -> None:
         server.stop()
         with pytest.raises(clforge.ConnectionLostError, match=server.target):
             list(events)
+
+
+def test_requests_take_turns_over_several_servers() -> None:
+    """A target that stands for two servers, as a name in the DNS may, is both of them."""
+    with FakeServer(words) as one, FakeServer(words) as other, Client(f"ipv4:{one.target},{other.target}") as client:
+
+        def both_asked() -> bool:
+            client.complete("a")
+            return bool(one.prompts and other.prompts)
+
+        eventually(both_asked)
+
+
+def test_several_servers_that_are_gone_are_one_clear_error() -> None:
+    """As for a single one."""
+    with Client("ipv4:127.0.0.1:1,127.0.0.1:2") as client, pytest.raises(clforge.UnreachableError, match="refused"):
+        client.model_info()

@@ -34,11 +34,16 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 _MAX_MESSAGE_BYTES = 16 << 20
 _CALL_SECONDS = 30.0  # for calls that generate nothing
 
+_SEVERAL_ADDRESSES = ("dns:", "ipv4:", "ipv6:")  # schemes of targets that may be more than one server
+_ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+
 _T = TypeVar("_T")
 
 
 class Client:
     """A connection to the server at `target`: host:port, dns:///host:port or unix:/path.
+
+    Where a dns: target stands for several servers, requests take turns over them, and a session stays with one.
 
     Used as `async with Client(…) as client`. Connects at the first call, and again when the connection is lost. A call
     that cannot connect within `connect_seconds` raises UnreachableError. Where the server refuses and says when to come
@@ -54,7 +59,7 @@ class Client:
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self.target, _channel_options(self._connect_seconds))
+        self._channel = grpc.aio.insecure_channel(self.target, _channel_options(self.target, self._connect_seconds))
         return self
 
     async def __aexit__(
@@ -195,8 +200,8 @@ class Client:
             raise ProtocolError("the server ended the stream before the last choice had finished")
 
 
-def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
-    return [
+def _channel_options(target: str, connect_seconds: float) -> list[tuple[str, Any]]:
+    options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),  # a prefill may send nothing for long
@@ -206,6 +211,9 @@ def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 3_000),
         ("grpc.enable_http_proxy", 0),  # a proxy for the web is not meant for an inference server
     ]
+    if target.startswith(_SEVERAL_ADDRESSES):
+        options.append(("grpc.service_config", _ROUND_ROBIN))
+    return options
 
 
 def _only(items: Sequence[_T]) -> _T:

@@ -183,7 +183,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) 
 
 def _transport_cause(details: str) -> str:
     """The point of "failed to connect to all addresses; last error: UNKNOWN: ipv4:…: Connection refused"."""
-    return details.rsplit(": ", 1)[-1] if details.startswith("failed to connect") else details
+    return details.rsplit(": ", 1)[-1] if "; last error: " in details else details
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
