@@ -140,10 +140,19 @@ func take(ctx context.Context, r *record, event clforge.Event) error {
 	return nil
 }
 
-// fail notes the error that ended a request; one that the server did not tell is returned.
+// fail notes the error that ended a request; one that no server is the reason of is returned.
 func (c *sdkCase) fail(r *record, err error) error {
+	var lost *clforge.ConnectionLostError
+	var unreachable *clforge.UnreachableError
 	var refused *clforge.StatusError
-	if !errors.As(err, &refused) {
+	switch {
+	case errors.As(err, &lost):
+		r.finish("ERROR", &failure{Code: "CONNECTION_LOST"})
+		return nil
+	case errors.As(err, &unreachable):
+		r.finish("ERROR", &failure{Code: "UNREACHABLE"})
+		return nil
+	case !errors.As(err, &refused):
 		return err
 	}
 	f := &failure{Code: codeName(refused.Code)}

@@ -39,27 +39,37 @@ export class Case {
     }
     this.call = this.client.GenerateText(sent, deadline ? { deadline: Date.now() + deadline * 1000 } : {});
     this.status = deferred();
-    this.listen(this.call, this.status);
+    this.listen(this.call, this.status, (update) => {
+      const label = this.labels.get(update.request_id) ?? update.request_id;
+      if (!this.records.has(label)) this.records.set(label, new Record());
+      this.records.get(label).take(update);
+      if (this.isSdk) this.grant(label);
+    });
   }
 
-  listen(call, status) {
+  listen(call, status, take) {
+    let answered = false;
     call.on("data", ({ updates }) => {
+      answered = true;
       try {
-        updates.forEach((update) => this.take(update));
+        updates.forEach(take);
       } catch (error) {
         this.error = error;
         call.cancel();
       }
     });
     call.on("error", () => {}); // `status` tells
-    call.on("status", status.resolve);
+    call.on("status", (ended) => {
+      if (this.isSdk && ended.code === grpc.status.UNAVAILABLE) this.lose(answered ? "CONNECTION_LOST" : "UNREACHABLE");
+      status.resolve(ended);
+    });
   }
 
-  take(update) {
-    const label = this.labels.get(update.request_id) ?? update.request_id;
-    if (!this.records.has(label)) this.records.set(label, new Record());
-    this.records.get(label).take(update);
-    if (this.isSdk) this.grant(label);
+  // What still runs has lost its server; the table has no stream that runs beside the plain door.
+  lose(code) {
+    for (const record of this.records.values()) {
+      if (!record.ended) record.fail({ code });
+    }
   }
 
   grant(label) {
@@ -126,13 +136,9 @@ export class Case {
   async generate(label, step) {
     const record = new Record();
     this.records.set(label, record);
-    const call = this.client.Generate(request(step));
     const status = deferred();
-    this.labels.set(0, label); // the plain door's number
-    this.isSdk = false; // and it takes no credit
-    this.listen(call, status);
+    this.listen(this.client.Generate(request(step)), status, (update) => record.take(update));
     await status.promise;
-    this.isSdk = true;
   }
 
   resume(label) {

@@ -40,8 +40,15 @@ export class Record {
   }
 
   finish({ reason, error }) {
-    this.outcome.end = reason.replace("FINISH_REASON_", "");
-    if (error) Object.assign(this.outcome, failure(error.code, error.details));
+    this.end(reason.replace("FINISH_REASON_", ""), error ? failure(error.code, error.details) : {});
+  }
+
+  fail(details) {
+    this.end("ERROR", details);
+  }
+
+  end(end, details) {
+    Object.assign(this.outcome, { end }, details);
     for (const event of Object.values(this.seen)) event.resolve();
   }
 }

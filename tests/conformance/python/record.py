@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from clforge import Accepted, ClforgeError, Delta, Event, StatusError
+from clforge import Accepted, ClforgeError, ConnectionLostError, Delta, Event, StatusError, UnreachableError
 
+_TRANSPORT_FAILURES: dict[type[ClforgeError], str] = {
+    UnreachableError: "UNREACHABLE",
+    ConnectionLostError: "CONNECTION_LOST",
+}
 EVENTS = ("accepted", "delta", "finished")
 
 
@@ -61,7 +65,7 @@ class Record:
 def failure(error: ClforgeError) -> dict[str, Any]:
     """Code and details of an error."""
     if not isinstance(error, StatusError):
-        return {"code": type(error).__name__, "reason": None, "field": None, "retry": False}
+        return {"code": _TRANSPORT_FAILURES[type(error)]}
     return {
         "code": error.code,
         "reason": None if error.reason == "UNKNOWN" else error.reason,
