@@ -125,5 +125,5 @@ lock: ## Renew requirements-test.lock from pyproject.toml
 
 .PHONY: clean
 clean: ## Remove the virtual environment and all caches; build/train, which took hours, stays
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist ./*.egg-info
+	@rm -rf $(VENV) tests/conformance/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis dist ./*.egg-info
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name train -exec rm -rf {} +; rmdir --ignore-fail-on-non-empty build; fi

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import overload, prefix, scheduler, sdk, stall, start, tokenizer
+from benchmarks import clients, overload, prefix, scheduler, sdk, stall, start, tokenizer
 from benchmarks.config import PartName
 from benchmarks.models import BenchModel
 from engine_service.bench.machine import ROOT
@@ -59,5 +59,6 @@ PARTS = {
         BenchModel("tinyllama-1.1b", "Q8_0"),
         {"share_1": Limit(0.95, is_floor=True), "share_16": Limit(0.95, is_floor=True)},
     ),
+    PartName.CLIENTS: Part(lambda model, seed: clients.measure(model), _BUNDLED, {}),
     PartName.TOKENIZER: Part(tokenizer.measure, _BUNDLED, {}),
 }

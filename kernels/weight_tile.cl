@@ -103,7 +103,11 @@ static inline int8 tile_half_scales(__global const uchar *tile, int b, int h) {
 #define ROW_GROUPS 2
 #endif
 #ifndef TOKENS
+#if defined(CODE_BITS) && defined(CLF_AVX2) && CLF_VNNI
+#define TOKENS 8
+#else
 #define TOKENS 4
+#endif
 #endif
 #ifndef ITEM_GROUPS
 #define ITEM_GROUPS 8

@@ -26,11 +26,17 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def make_server(*interceptors: grpc.aio.ServerInterceptor, shares_port: bool = False) -> grpc.aio.Server:
+def make_server(
+    *interceptors: grpc.aio.ServerInterceptor,
+    shares_port: bool = False,
+    max_connection_age_seconds: float | None = None,
+) -> grpc.aio.Server:
     """An asyncio server without services or ports. What its handlers raise reaches clients by `status.to_status`.
 
     So does what `interceptors` raise, which see a call before its handler does. `shares_port` is for processes that
     listen on one port together, which another holds for them (addresses.reserved).
+    A connection of `max_connection_age_seconds`, give or take a tenth, is told to take no new streams; the client opens
+    another one, perhaps to another server of the same name, and the streams of the old one go on to their end.
     """
     options = [
         *_COMMON_OPTIONS,
@@ -38,6 +44,8 @@ def make_server(*interceptors: grpc.aio.ServerInterceptor, shares_port: bool = F
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
     ]
+    if max_connection_age_seconds is not None:  # gRPC's default grace for streams is without end
+        options.append(("grpc.max_connection_age_ms", round(max_connection_age_seconds * 1000)))
     return grpc.aio.server(interceptors=[StatusInterceptor(), *interceptors], options=options)
 
 

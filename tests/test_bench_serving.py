@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import deltas, encoding, overload, prefix, scheduler, stall
+from benchmarks import clients, deltas, encoding, overload, prefix, scheduler, stall
 from benchmarks.parts import Limit
 from benchmarks.report import percentile
 from benchmarks.serving_report import is_disturbed, markdown, summarised, table_rows
@@ -135,6 +136,15 @@ def test_scheduler_part_measures_full_steps() -> None:
     cost = scheduler.measure(num_running=8, num_steps=50)
     assert 0 < cost.median <= cost.p99
     assert scheduler.figures(cost) == pytest.approx({"step_p50_us": cost.median * 1e6, "step_p99_us": cost.p99 * 1e6})
+
+
+def test_clients_part_measures_each_sdk(model: Path) -> None:
+    """Rate and processor time for each SDK whose language is here."""
+    figures = clients.measure(model, clients.ClientLoad(num_requests=4, max_tokens=40))
+    names = ("tokens_per_s", "cpu_us_per_token", "tokenizer_cpu_us_per_token")
+    sdks = ["python", "go"] if shutil.which("go") else ["python"]
+    assert list(figures) == [f"{sdk}_{name}" for sdk in sdks for name in names]
+    assert min(figures[f"{sdk}_tokens_per_s"] for sdk in sdks) > 0
 
 
 def test_tokenizer_part_measures_deltas(model: Path) -> None:

@@ -63,6 +63,13 @@ class TokenizerConfig:
     engine_api_key_file: Path | None = option(
         None, "File with the API key for the engine and nothing else; needs --engine-tls-ca", metavar="FILE"
     )
+    max_connection_age_seconds: float | None = option(
+        None,
+        "Age at which a connection takes no new requests, so that clients find new servers of the same name; those it "
+        "has go on; default: none",
+        unit="seconds",
+        minimum=1,
+    )
     drain_seconds: float = option(30.0, "Time for requests in flight to finish at shutdown", unit="seconds", minimum=0)
     insecure: bool = option(False, "Use addresses that others can reach, without TLS and keys")
     log_format: LogFormat = option(LogFormat.AUTO, "How log lines look")

@@ -65,7 +65,11 @@ async def serve(config: TokenizerConfig, *, opened: Callable[[], Awaitable[None]
     check_target(engine, insecure=config.insecure or config.engine_tls_ca is not None)
     scraped_at = metrics_address(config.metrics, "--metrics", insecure=config.insecure)
     is_worker = opened is not None
-    server = make_server(*security.interceptors, shares_port=is_worker)
+    server = make_server(
+        *security.interceptors,
+        shares_port=is_worker,
+        max_connection_age_seconds=config.max_connection_age_seconds,
+    )
     async with _channel(config, engine) as channel:
         parts = _Parts(config, channel, engine, is_open=not is_worker)
         parts.add_to_server(server)

@@ -36,8 +36,9 @@ type Client struct {
 	retryBudget time.Duration
 }
 
-// New returns a client of the server at target: host:port, dns:///host:port or unix:/path. It does not connect yet. The error
-// is ErrInvalidRequest for a target that gRPC does not understand, and for an API key that would go there in plain text.
+// New returns a client of the server at target: host:port or unix:/path; or, where dns:///host:port names several servers, of
+// all of them: requests take turns, and a session stays with one. It does not connect yet. The error is ErrInvalidRequest for a target that gRPC does not understand, and for an
+// API key that would go there in plain text.
 func New(target string, options ...ClientOption) (*Client, error) {
 	o := clientOptions{connect: defaultConnect, retryBudget: defaultRetryBudget, credentials: insecure.NewCredentials()}
 	for _, option := range options {
@@ -47,7 +48,7 @@ func New(target string, options ...ClientOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(target, append(key, o.dialOptions()...)...)
+	conn, err := grpc.NewClient(target, append(key, o.dialOptions(target)...)...)
 	if err != nil {
 		return nil, invalid("target", "is %q; %v", target, err)
 	}

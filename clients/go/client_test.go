@@ -13,6 +13,8 @@ import (
 	pb "clforge.dev/clforge/clforgev1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 )
 
 // Accepted comes first, then the text in pieces, then one Finished with its counts.
@@ -260,4 +262,35 @@ func TestOptionsReachTheServer(t *testing.T) {
 			t.Errorf("%s is wrong in %v", name, got)
 		}
 	}
+}
+
+// A name in the DNS that stands for several servers is all of them, in turns.
+func TestRequestsTakeTurnsOverTheServersOfAName(t *testing.T) {
+	names := manual.NewBuilderWithScheme("dns")
+	var servers []*clforgetest.Server
+	var addresses []resolver.Address
+	for range 2 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, front := newServer(t, 1), grpc.NewServer()
+		pb.RegisterTokenizerServiceServer(front, server)
+		go func() { _ = front.Serve(listener) }()
+		t.Cleanup(front.Stop)
+		servers = append(servers, server)
+		addresses = append(addresses, resolver.Address{Addr: listener.Addr().String()})
+	}
+	names.InitialState(resolver.State{Addresses: addresses})
+	client, err := clforge.New("dns:///clforge", clforge.WithDialOptions(grpc.WithResolvers(names)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	eventually(t, "both servers are asked", func() bool {
+		if _, err := client.Complete(testContext(t), clforge.Text("a")); err != nil {
+			t.Fatal(err)
+		}
+		return servers[0].NumSent() > 0 && servers[1].NumSent() > 0
+	})
 }

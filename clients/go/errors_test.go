@@ -154,6 +154,35 @@ func TestServerGoneMidStreamIsConnectionLost(t *testing.T) {
 	}
 }
 
+// The same holds for every request of a session, read or not.
+func TestServerGoneMidSessionIsConnectionLost(t *testing.T) {
+	script := &scripted{text: func(stream grpc.BidiStreamingServer[pb.GenerateTextRequest, pb.GenerateTextResponse]) error {
+		_ = stream.Send(&pb.GenerateTextResponse{Updates: []*pb.Update{delta(0, "a")}})
+		<-stream.Context().Done()
+		return nil
+	}}
+	client, server := script.start(t)
+	session := newSession(t, client)
+	first, err := session.Submit(testContext(t), clforge.Text("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := session.Submit(testContext(t), clforge.Text("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for event := range first.Events(testContext(t)) {
+		if event != nil {
+			go server.Stop()
+		}
+	}
+	_, _, err = collect(second.Events(testContext(t)))
+	var lost *clforge.ConnectionLostError
+	if !errors.As(err, &lost) {
+		t.Errorf("error is %#v", err)
+	}
+}
+
 // What a server must not say is a ProtocolError: a gap, an end before the last choice's, an update for no choice or of no event.
 func TestBrokenProtocolIsAnError(t *testing.T) {
 	finished := &pb.Update{Choice: 0, Sequence: 1, Event: &pb.Update_Finished{Finished: &pb.Finished{Reason: 99}}}

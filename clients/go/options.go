@@ -1,6 +1,7 @@
 package clforge
 
 import (
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -40,9 +41,9 @@ func WithDialOptions(options ...grpc.DialOption) ClientOption {
 	return func(o *clientOptions) { o.dial = append(o.dial, options...) }
 }
 
-func (o *clientOptions) dialOptions() []grpc.DialOption {
+func (o *clientOptions) dialOptions(target string) []grpc.DialOption {
 	reconnect := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second}
-	return append([]grpc.DialOption{
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(o.credentials),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes)),
 		// A prefill may send nothing for long.
@@ -50,5 +51,9 @@ func (o *clientOptions) dialOptions() []grpc.DialOption {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: o.connect}),
 		grpc.WithNoProxy(),      // a proxy for the web is not meant for an inference server
 		grpc.WithDisableRetry(), // only the server's RetryInfo invites to try again
-	}, o.dial...)
+	}
+	if strings.HasPrefix(target, "dns:") {
+		options = append(options, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`))
+	}
+	return append(options, o.dial...)
 }

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 _COMMON = ("common.cl", "quantize_row.cl")  # the same whatever is defined
-_PER_VARIANT = ("weight_tile.cl", "kv_block.cl")
+_PER_VARIANT = ("weight_tile.cl", "cpu/vnni_tile.cl", "kv_block.cl")
 _FUSED = "cpu/fused.cl"
 
 _MACRO = re.compile(r"^[ \t]*#define[ \t]+(\w+)", re.MULTILINE)

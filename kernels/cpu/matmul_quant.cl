@@ -1,8 +1,7 @@
 // y = weights x activations for quantised weights, and activations quantised per 32 (docs/numerics.md sections 2 and 4).
 //
 // Defines: the layout's (kernels/weight_tile.cl); BIAS adds bias[n]; RESIDUAL adds what y holds.
-// CLF_VNNI=1 (with AVX2) takes AVX-512's dot product of bytes: who sets it has seen that the processor has AVX512_VNNI and
-// AVX512VL. It is written as assembly, since PoCL does not target them.
+// CLF_VNNI=1 (with AVX2) takes AVX-512's dot product of bytes, for several tokens as kernels/cpu/vnni_tile.cl has it.
 //
 // Work is shared out as kernels/weight_tile.cl says: launch any number of items. Sums inside a block are integers and all
 // other sums follow K, so neither the share nor the tile changes a result.
@@ -184,6 +183,49 @@ static inline void add_block(v8f acc[][TOKENS], __global const uchar *const *til
   }
 }
 
+#if CLF_VNNI_TILES
+// The same for 2, 4 or 8 tokens.
+static inline void add_block_of_tokens(v8f acc[][TOKENS], __global const uchar *const *tiles, int index,
+                                       const activations_t *x, int b, int num_tokens) {
+  vnni_block block = {.x = x->codes[b][0], .zero = &x->zero[0][b * HALVES], .xscale = &x->scale[0][b], .xsum = &x->sum[0][b]};
+  FOR(g, 2) {
+    block.codes[g] = tiles[g] + index * BLOCK_BYTES;
+    block.scale[g] = tile_scale(tiles[g], index);
+#if HAS_MIN
+    block.minimum[g] = tile_minimum(tiles[g], index);
+#endif
+#if HALVES == 2
+    FOR(h, 2) block.half_scale[h][g] = tile_half_scales(tiles[g], index, h);
+#endif
+  }
+  vnni_add_block(acc[0], &block, num_tokens);
+}
+#endif
+
+// acc[g][t] takes the terms of a tile, whose first block is block b of the segment, for as many tokens as `tile_width` says.
+static inline void add_tile(v8f acc[][TOKENS], __global const uchar *const *tiles, const activations_t *x, int b,
+                            int num_tokens) {
+  for (int i = 0; i < TILE_BLOCKS; i++) {
+#if CLF_VNNI_TILES
+    if (num_tokens > 1)
+      add_block_of_tokens(acc, tiles, i, x, b + i, num_tokens);
+    else
+      add_block(acc, tiles, i, x, b + i, false);
+#else
+    add_block(acc, tiles, i, x, b + i, num_tokens > 1);
+#endif
+  }
+}
+
+// How many tokens are worked on where `left` are left to do: at least as many, or a full tile.
+static inline int tile_width(int left) {
+#if CLF_VNNI_TILES
+  return left > 4 ? 8 : left > 2 ? 4 : left;
+#else
+  return left > 1 ? TOKENS : 1;
+#endif
+}
+
 // Row groups `group` to `end` - 1, at most ITEM_GROUPS, for the tile of tokens from m on; y points to column y_offset. The
 // first tile prefetches the groups after next, since it is then that weights come from memory; a token alone needs no help.
 static inline void matmul_tokens(__global const uchar *weights, __global const char *xq, __global const float *xd,
@@ -192,9 +234,10 @@ static inline void matmul_tokens(__global const uchar *weights, __global const c
   activations_t x;
   v8f total[ITEM_GROUPS][TOKENS];
   size_t group_bytes = (size_t)(num_blocks / TILE_BLOCKS) * TILE_BYTES;
+  int num_tokens = tile_width(M - m);
   for (int first = 0; first < num_blocks; first += SEGMENT) {
     int count = num_blocks - first < SEGMENT ? num_blocks - first : SEGMENT;
-    for (int t = 0; t < (full ? TOKENS : 1); t++) {
+    for (int t = 0; t < num_tokens; t++) {
       size_t token = m + t < M ? m + t : M - 1;
       load_activations(&x, xq, xd, xsum, token * num_blocks + first, count, t);
     }
@@ -208,7 +251,7 @@ static inline void matmul_tokens(__global const uchar *weights, __global const c
       }
       for (int b = 0; b < count; b += TILE_BLOCKS) {
         if (full && m == 0) EACH(g, ROW_GROUPS) prefetch_weights(tiles[g] + 2 * ROW_GROUPS * group_bytes, TILE_BYTES);
-        for (int i = 0; i < TILE_BLOCKS; i++) add_block(acc, tiles, i, &x, b + i, full);
+        add_tile(acc, tiles, &x, b, num_tokens);
         EACH(g, ROW_GROUPS) tiles[g] += TILE_BYTES;
       }
       EACH(g, ROW_GROUPS) EACH(t, TOKENS) {
@@ -217,7 +260,7 @@ static inline void matmul_tokens(__global const uchar *weights, __global const c
       }
     }
   }
-  for (int t = 0; t < (full ? TOKENS : 1) && m + t < M; t++) {
+  for (int t = 0; t < num_tokens && m + t < M; t++) {
     for (int g = group; g < end; g++) store_rows(y + (size_t)(m + t) * y_stride, total[g - group][t], bias, g * 8, N);
   }
 }

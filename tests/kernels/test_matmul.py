@@ -23,7 +23,7 @@ from tests.kernels import reference_matmul, reference_ops
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-TOKENS = 4  # of a tile in the kernels
+TOKENS = 8  # of a tile, at most
 MAX_TOKENS = 2 * TOKENS + 1
 SENTINEL = np.float32(-7.5)
 

@@ -8,6 +8,8 @@ async with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -17,7 +19,7 @@ import grpc
 
 from clforge import retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
-from clforge.errors import ConnectionLostError, ProtocolError, from_rpc_error
+from clforge.errors import ConnectionLostError, ProtocolError, UnreachableError, from_rpc_error
 from clforge.events import Completion, Event, ModelInfo
 from clforge.load import Load, RequestInfo, load_from_proto, request_info_from_proto
 from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
@@ -35,11 +37,16 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 _MAX_MESSAGE_BYTES = 16 << 20
 _CALL_SECONDS = 30.0  # for calls that generate nothing
 
+_SEVERAL_ADDRESSES = ("dns:", "ipv4:", "ipv6:")  # schemes of targets that may be more than one server
+_ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+
 _T = TypeVar("_T")
 
 
 class Client:
     """A connection to the server at `target`: host:port, dns:///host:port or unix:/path.
+
+    Where a dns: target stands for several servers, requests take turns over them, and a session stays with one.
 
     Used as `async with Client(…) as client`. Connects at the first call, and again when the connection is lost. A call
     that cannot connect within `connect_seconds` raises UnreachableError. Where the server refuses and says when to come
@@ -61,7 +68,7 @@ class Client:
         InvalidRequestError for files that cannot be used, and for a key that would leave this machine in plain text.
         """
         self.target = target
-        self._options = _channel_options(connect_seconds)
+        self._options = _channel_options(target, connect_seconds)
         self._credentials: grpc.ChannelCredentials | None = None
         if tls:
             security = TLS() if tls is True else tls
@@ -84,6 +91,21 @@ class Client:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+    async def wait_for_ready(self, seconds: float | None = None) -> None:
+        """Returns once the server answers and has loaded its model; UnreachableError when `seconds` pass before.
+
+        Raises what the server says where it does not say that trying again makes sense.
+        """
+        request = pb.GetModelInfoRequest()
+        try:
+            async with asyncio.timeout(seconds):
+                await retry.call(
+                    lambda: self._call(self._stub.GetModelInfo(request, wait_for_ready=True, metadata=self._metadata)),
+                    retry.Retries(math.inf),
+                )
+        except TimeoutError as error:
+            raise UnreachableError(self.target, f"it was not ready within {seconds:g} s") from error
 
     def generate(self, prompt: Prompt, **params: Unpack[Params]) -> AsyncGenerator[Event, None]:
         """Generates from a text, a Chat, or token ids, and yields Accepted, Deltas and one Finished per choice.
@@ -247,8 +269,8 @@ class Client:
             raise ProtocolError("the server ended the stream before the last choice had finished")
 
 
-def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
-    return [
+def _channel_options(target: str, connect_seconds: float) -> list[tuple[str, Any]]:
+    options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),  # a prefill may send nothing for long
@@ -258,6 +280,9 @@ def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 3_000),
         ("grpc.enable_http_proxy", 0),  # a proxy for the web is not meant for an inference server
     ]
+    if target.startswith(_SEVERAL_ADDRESSES):
+        options.append(("grpc.service_config", _ROUND_ROBIN))
+    return options
 
 
 def _only(items: Sequence[_T]) -> _T:

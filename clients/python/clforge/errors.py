@@ -21,6 +21,7 @@ ClforgeError
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_DOMAIN = "clforge.v1"
 _SHOWN_CHARACTERS = 200  # of a value that is at fault
 _ENDED_WHILE_WRITING = "Internal error from Core"  # what grpc.aio puts in place of the status that crossed a write
 _LAST_ERROR = "; last error: "  # in what gRPC says when a connection did not come about
@@ -179,6 +181,21 @@ def from_status(status: status_pb2.Status) -> StatusError:
         field=bad_request.field_violations[0].field if bad_request.field_violations else None,
         retry_after_seconds=retry.retry_delay.ToTimedelta().total_seconds() if retryable else None,
     )
+
+
+def to_status(error: StatusError) -> status_pb2.Status:
+    """The inverse of `from_status`, for whoever plays a server."""
+    code = grpc.StatusCode[error.code]
+    status = status_pb2.Status(code=code.value[0], message=str(error))
+    status.details.add().Pack(ErrorInfo(reason=error.reason, domain=_DOMAIN))
+    if error.field is not None:
+        violation = BadRequest.FieldViolation(field=error.field)
+        status.details.add().Pack(BadRequest(field_violations=[violation]))
+    if error.retry_after_seconds is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after_seconds))
+        status.details.add().Pack(retry)
+    return status
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, target: str, *, answered: bool) -> ClforgeError:
