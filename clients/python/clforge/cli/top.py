@@ -12,6 +12,7 @@ import time
 import tty
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Never
 
 import typer
 from rich.console import Group, RenderableType
@@ -58,16 +59,26 @@ async def top(client: Client, *, interval: float, as_json: bool) -> int:
         _print_once(model, now, rates(before, now), as_json=as_json)
         return exit_codes.OK
     with _quit_keys() as quitting, Live(console=output(), screen=True, auto_refresh=False) as live:
-        now, problem = before, ""
-        while True:
-            footer = Text(f"\n{printable(problem)}" if problem else "", "red").append("\nq quits", "dim")
-            live.update(Group(view(model, now, rates(before, now)), footer), refresh=True)
-            if await _is_set(quitting, interval):
-                return exit_codes.OK
-            try:
-                before, now, problem = now, await take(client), ""
-            except ClforgeError as error:
-                problem = str(error)
+        watching = asyncio.ensure_future(_watch(client, live, model, before, interval))
+        leaving = asyncio.ensure_future(quitting.wait())
+        try:
+            await asyncio.wait([watching, leaving], return_when=asyncio.FIRST_COMPLETED)
+            return exit_codes.OK if leaving.done() else await watching
+        finally:
+            watching.cancel()
+            leaving.cancel()
+
+
+async def _watch(client: Client, live: Live, model: ModelInfo, before: Sample, interval: float) -> Never:
+    now, problem = before, ""
+    while True:
+        footer = Text(f"\n{printable(problem)}" if problem else "", "red").append("\nq quits", "dim")
+        live.update(Group(view(model, now, rates(before, now)), footer), refresh=True)
+        await asyncio.sleep(interval)
+        try:
+            before, now, problem = now, await take(client), ""
+        except ClforgeError as error:
+            problem = str(error)
 
 
 async def take(client: Client) -> Sample:
@@ -145,10 +156,3 @@ def _quit_keys() -> Iterator[asyncio.Event]:
     finally:
         event_loop.remove_reader(descriptor)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)
-
-
-async def _is_set(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it is, at the latest when the seconds have passed."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
-    return event.is_set()
