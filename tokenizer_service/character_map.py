@@ -43,7 +43,7 @@ class CharacterMap:
         self._going_on = frozenset[str]().union(*(prefix[1:] for prefix in longer))
         # Only in runs like these can a longer prefix lie.
         starts = {prefix[0] for prefix in longer}
-        self._runs = re.compile(f"{_any_of(starts)}{_any_of(self._going_on)}+")
+        self._runs = re.compile(f"{any_of(starts)}{any_of(self._going_on)}+")
 
     @classmethod
     def from_gguf(cls, reader: GGUFReader) -> Self:
@@ -85,7 +85,7 @@ class _DamagedError(Exception):
     """What a map must be, and is not."""
 
 
-def _any_of(characters: Iterable[str]) -> str:
+def any_of(characters: Iterable[str]) -> str:
     """A regular expression; Python's is fast only for sets without characters beyond U+FFFF."""
     ordered = sorted(characters)
     first_beyond = bisect(ordered, "\uffff")

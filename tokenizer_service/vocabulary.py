@@ -15,7 +15,7 @@ from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, SpecialTokens
 from tokenizer_service.added_tokens import AddedTokens
 from tokenizer_service.encode_cache import EncodeCache
-from tokenizer_service.special_splitter import SpecialSplitter
+from tokenizer_service.special_splitter import MAX_SPECIAL_CHARACTERS, SpecialSplitter
 from tokenizer_service.stripped_spaces import StrippedSpaces, stripped_spaces
 from tokenizer_service.text_models import Source, build_text_model
 from tokenizer_service.token_table import TokenKind, TokenTable
@@ -76,8 +76,8 @@ class Vocabulary:
         if not text.isascii():
             _check_unicode(text)
         ids = _listed(self.added.before) if add_special else []
-        for part in (self._parsing if parse_special else self._plain).split(text):
-            ids += [part] if isinstance(part, int) else self._encode_text(part)
+        for start, end, token_id in (self._parsing if parse_special else self._plain).split(text):
+            ids += self._encode_text(text[start:end]) if token_id is None else [token_id]
         return ids + _listed(self.added.after) if add_special else ids
 
     def encode_chat(self, text: str, concealed: Mapping[int, str]) -> list[int]:
@@ -89,11 +89,11 @@ class Vocabulary:
         """
         text = text.removeprefix(self._spelling(self.added.before)).removesuffix(self._spelling(self.added.after))
         ids = _listed(self.added.before)
-        for part in self._parsing.split(text):
-            if isinstance(part, int):
-                ids.append(part)
+        for start, end, token_id in self._parsing.split(text):
+            if token_id is None:
+                ids += self._encode_text(text[start:end].translate(concealed))
             else:
-                ids += self._encode_text(part.translate(concealed) if concealed else part)
+                ids.append(token_id)
         return ids + _listed(self.added.after)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -184,6 +184,10 @@ class Vocabulary:
     def _splitter(self, kinds: frozenset[TokenKind], stripped: StrippedSpaces) -> SpecialSplitter:
         texts = {self._table.texts[token_id]: token_id for token_id in self._table.of_kind(*kinds)}
         texts.pop("", None)
+        for text, token_id in texts.items():
+            if len(text) > MAX_SPECIAL_CHARACTERS:
+                limit = f"a token that is looked for in text as it is has at most {MAX_SPECIAL_CHARACTERS} characters"
+                self._table.refuse(token_id, limit)
         return SpecialSplitter(texts, stripped)
 
 
