@@ -66,19 +66,20 @@ class CharacterMap:
             return text.translate(self._single)
         parts, end = [], 0
         for run in self._runs.finditer(text):
-            parts += [text[end : run.start()].translate(self._single), self._apply_to_run(run[0])]
+            parts.append(text[end : run.start()].translate(self._single))
+            parts += [replacement for replacement, _ in self.replaced(run[0])]
             end = run.end()
         return "".join([*parts, text[end:].translate(self._single)])
 
-    def _apply_to_run(self, run: str) -> str:
-        parts, start = [], 0
-        while start < len(run):
-            longest = min(self._longest, len(run) - start)
-            lengths = (n for n in range(longest, 0, -1) if run[start : start + n] in self._replacements)
+    def replaced(self, text: str) -> Iterator[tuple[str, int]]:
+        """What `apply` makes of each prefix in turn, and how many characters the prefix has."""
+        start = 0
+        while start < len(text):
+            longest = min(self._longest, len(text) - start)
+            lengths = (n for n in range(longest, 0, -1) if text[start : start + n] in self._replacements)
             length = next(lengths, 0)
-            parts.append(self._replacements[run[start : start + length]] if length else run[start])
+            yield (self._replacements[text[start : start + length]], length) if length else (text[start], 1)
             start += length or 1
-        return "".join(parts)
 
 
 class _DamagedError(Exception):

@@ -132,7 +132,7 @@ def test_wrong_input_is_told_in_one_line(terminal: Terminal, vocab: Path) -> Non
         (("encode",), b"\xed\xa0\x80", exit_codes.USAGE, "not UTF-8"),  # a lone surrogate
         (("decode",), b"\x80", exit_codes.USAGE, "not UTF-8"),
         (("decode",), b"x", exit_codes.USAGE, "'x' is no token id"),
-        (("decode",), b"100000", exit_codes.FAILED, "token_ids is 100000; must be 0 to"),
+        (("decode",), b"100000", exit_codes.FAILED, "token_ids[0] is 100000; must be 0 to"),
         (("encode", "--pre-tokenizer", "crystal"), b"x", exit_codes.USAGE, "crystal"),
     ]
     for (command, *options), stdin, code, message in cases:
