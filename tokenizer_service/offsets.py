@@ -53,6 +53,11 @@ def ranges_of_bytes(pieces: Sequence[bytes]) -> list[Range]:
     return [(num_begun[start + 1] - 1 if start < end else num_begun[end], num_begun[end]) for start, end in bounds]
 
 
+def num_begun(data: bytes) -> int:
+    """How many characters have a first byte in `data`, bytes that are no UTF-8 counted as U+FFFD."""
+    return len(_CHARACTER.findall(data))
+
+
 def joined(parts: Iterable[tuple[int, Encoded]]) -> Encoded:
     """All parts of a text, one after the other; each comes with the character at which it begins."""
     result = Encoded([], [])
