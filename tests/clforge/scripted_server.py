@@ -108,11 +108,14 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
         """One id per byte."""
         sequences = [tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
-        return tokenizer_pb2.EncodeResponse(sequences=sequences)
+        offsets = [_offsets(text.encode()) for text in request.texts] if request.with_offsets else []
+        return tokenizer_pb2.EncodeResponse(sequences=sequences, offsets=offsets)
 
     async def Decode(self, request: tokenizer_pb2.DecodeRequest, context: Context) -> tokenizer_pb2.DecodeResponse:
         """One byte per id."""
-        return tokenizer_pb2.DecodeResponse(texts=[bytes(each.ids).decode() for each in request.sequences])
+        offsets = [_offsets(bytes(each.ids)) for each in request.sequences] if request.with_offsets else []
+        texts = [bytes(each.ids).decode() for each in request.sequences]
+        return tokenizer_pb2.DecodeResponse(texts=texts, offsets=offsets)
 
     async def RenderChat(
         self, request: tokenizer_pb2.RenderChatRequest, context: Context
@@ -128,6 +131,12 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """A model of which little is known."""
         info = generation_pb2.ModelInfo(name="tiny", vocab_size=512, eog_token_ids=[2])
         return tokenizer_pb2.GetModelInfoResponse(model_info=info)
+
+
+def _offsets(data: bytes) -> tokenizer_pb2.TokenOffsets:
+    """Of one id per byte of a text."""
+    owners = [index for index, character in enumerate(data.decode()) for _ in character.encode()]
+    return tokenizer_pb2.TokenOffsets(starts=owners, ends=[owner + 1 for owner in owners])
 
 
 @asynccontextmanager

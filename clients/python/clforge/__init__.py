@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from clforge.params import Params
     from clforge.session import Request, Session
+    from clforge.tokens import Decoding, Encoding
 
 __all__ = [
     "Accepted",
@@ -58,7 +59,9 @@ __all__ = [
     "Completion",
     "ConnectionLostError",
     "DeadlineError",
+    "Decoding",
     "Delta",
+    "Encoding",
     "Event",
     "FailedPreconditionError",
     "FinishReason",
@@ -86,7 +89,15 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = ("clforge.client", "clforge.session", "clforge.chat", "clforge.params", "clforge.events", "clforge.errors")
+_MODULES = (
+    "clforge.client",
+    "clforge.session",
+    "clforge.chat",
+    "clforge.params",
+    "clforge.events",
+    "clforge.tokens",
+    "clforge.errors",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
-from clforge import retry
+from clforge import fields, retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
 from clforge.errors import ProtocolError, from_rpc_error
 from clforge.events import Completion, Event, ModelInfo
-from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
+from clforge.fields import MAX_MESSAGE_BYTES, check_size
+from clforge.params import Params, Prompt, model_name, num_choices, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
+from clforge.tokens import Decoding, Encoding, decode_request, decodings, encode_request, encodings
 from clforge.updates import UpdateReader, completion_from_proto, model_info_from_proto
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
-_MAX_MESSAGE_BYTES = 16 << 20
 _CALL_SECONDS = 30.0  # for calls that generate nothing
 
 _T = TypeVar("_T")
@@ -69,8 +70,9 @@ class Client:
         request: at once with `contextlib.aclosing`, else when the iterator is collected.
         """
         request = pb.GenerateRequest(
-            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=params.get("model", "")
+            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=model_name(params)
         )
+        check_size(request, "prompt")
         retries = retry.Retries(self._retry_seconds, params.get("timeout"))
 
         def attempt() -> AsyncGenerator[Event, None]:
@@ -82,8 +84,9 @@ class Client:
     async def complete(self, prompt: Prompt, **params: Unpack[Params]) -> Completion:
         """Generates, and returns the whole answer. Parameters as for `generate`."""
         request = pb.CompleteRequest(
-            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=params.get("model", "")
+            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=model_name(params)
         )
+        check_size(request, "prompt")
         retries = retry.Retries(self._retry_seconds, params.get("timeout"))
 
         async def attempt() -> pb.CompleteResponse:
@@ -118,6 +121,7 @@ class Client:
     ) -> RenderedChat:
         """The prompt that `chat` would generate from, as text and as token ids."""
         request = pb.RenderChatRequest(chat=chat_to_proto(Chat(messages, system, tools, template_kwargs)))
+        check_size(request, "messages")
         response = await self._ask(lambda: self._stub.RenderChat(request, timeout=_CALL_SECONDS))
         return RenderedChat(response.text, tuple(response.token_ids.ids))
 
@@ -127,15 +131,38 @@ class Client:
         `add_special` adds the begin- and end-of-text tokens that the model asks for; `parse_special` reads special
         tokens spelled in the text as such.
         """
-        request = pb.EncodeRequest(texts=[text], add_special=add_special, parse_special=parse_special)
+        text = fields.text(text, "text")
+        (encoding,) = await self.encode_batch([text], add_special=add_special, parse_special=parse_special)
+        return encoding.token_ids
+
+    async def encode_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        with_offsets: bool = False,
+    ) -> tuple[Encoding, ...]:
+        """The token ids of up to 1024 texts, in order, and with `with_offsets` which part of its text each stands for.
+        Otherwise as `encode`."""
+        request = encode_request(texts, add_special=add_special, parse_special=parse_special, with_offsets=with_offsets)
         response = await self._ask(lambda: self._stub.Encode(request, timeout=_CALL_SECONDS))
-        return tuple(_only(response.sequences).ids)
+        return encodings(request, response)
 
     async def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD; `skip_special` leaves out control tokens."""
-        request = pb.DecodeRequest(sequences=[pb.TokenIds(ids=token_ids)], skip_special=skip_special)
+        ids = fields.token_ids(token_ids, "token_ids")
+        (decoding,) = await self.decode_batch([ids], skip_special=skip_special)
+        return decoding.text
+
+    async def decode_batch(
+        self, sequences: Iterable[Iterable[int]], *, skip_special: bool = True, with_offsets: bool = False
+    ) -> tuple[Decoding, ...]:
+        """The texts of up to 1024 lists of token ids, in order, and with `with_offsets` which part of its text each id
+        stands for. Otherwise as `decode`."""
+        request = decode_request(sequences, skip_special=skip_special, with_offsets=with_offsets)
         response = await self._ask(lambda: self._stub.Decode(request, timeout=_CALL_SECONDS))
-        return _only(response.texts)
+        return decodings(request, response)
 
     async def model_info(self) -> ModelInfo:
         """The model that is being served."""
@@ -163,7 +190,7 @@ class Client:
             raise from_rpc_error(error, self.target, answered=False) from error
 
     async def _events(self, request: pb.GenerateRequest) -> AsyncGenerator[Event, None]:
-        updates = UpdateReader(request.params.n if request.params.HasField("n") else 1)
+        updates = UpdateReader(num_choices(request.params))
         answered = False
         call = self._stub.Generate(request)
         try:
@@ -181,8 +208,10 @@ class Client:
 
 def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
     return [
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # A Client is a connection of its own: a process with several of them reaches several workers of a server.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.keepalive_time_ms", 60_000),  # a prefill may send nothing for long
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -190,9 +219,3 @@ def _channel_options(connect_seconds: float) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 3_000),
         ("grpc.enable_http_proxy", 0),  # a proxy for the web is not meant for an inference server
     ]
-
-
-def _only(items: Sequence[_T]) -> _T:
-    if len(items) != 1:
-        raise ProtocolError(f"the server answered one item with {len(items)}")
-    return items[0]
