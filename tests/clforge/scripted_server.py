@@ -65,6 +65,7 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self) -> None:
         self.scripts: list[list[Step]] = []
         self.requests: list[Any] = []
+        self.peers: list[str] = []
         self.cancelled = asyncio.Event()
         self.talk: Callable[[Incoming, Context], AsyncIterator[list[Update]]] | None = None
 
@@ -107,12 +108,19 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
         """One id per byte."""
+        self.peers.append(context.peer())
         sequences = [tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
         offsets = [_offsets(text.encode()) for text in request.texts] if request.with_offsets else []
         return tokenizer_pb2.EncodeResponse(sequences=sequences, offsets=offsets)
 
     async def Decode(self, request: tokenizer_pb2.DecodeRequest, context: Context) -> tokenizer_pb2.DecodeResponse:
-        """One byte per id."""
+        """One byte per id; others are refused."""
+        for number, sequence in enumerate(request.sequences):
+            for index, token_id in enumerate(sequence.ids):
+                if token_id > 0xFF:
+                    error = status(grpc.StatusCode.INVALID_ARGUMENT, field=f"sequences[{number}].ids[{index}]")
+                    error.message = f"sequences[{number}].ids[{index}] is {token_id}"
+                    await context.abort_with_status(rpc_status.to_status(error))
         offsets = [_offsets(bytes(each.ids)) for each in request.sequences] if request.with_offsets else []
         texts = [bytes(each.ids).decode() for each in request.sequences]
         return tokenizer_pb2.DecodeResponse(texts=texts, offsets=offsets)

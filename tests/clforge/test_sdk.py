@@ -32,7 +32,7 @@ from clforge import (
 from clforge.fields import MAX_MESSAGE_BYTES, MAX_NESTING
 from clforge.flow_control import CreditWindow, Outgoing
 from clforge.params import params_to_proto
-from clforge.v1 import generation_pb2, tokenizer_pb2
+from clforge.v1 import generation_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from clforge.v1.generation_pb2 import Update
 from tests.clforge.scripted_server import (
     Context,
@@ -285,23 +285,18 @@ async def test_offsets_come_with_batches(client: Client) -> None:
     assert await client.decode_batch([encoding.token_ids], with_offsets=True) == (Decoding("hé", encoding.offsets),)
 
 
-async def test_clients_of_one_process_have_connections_of_their_own(tmp_path: Path) -> None:
+async def test_clients_of_one_process_have_connections_of_their_own() -> None:
     """Two of one address: a server of several processes gives each connection to one of them."""
-    connections: list[asyncio.StreamWriter] = []
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(writer)
-
-    async with await asyncio.start_unix_server(accept, tmp_path / "s"):
-        async with Client(f"unix:{tmp_path}/s") as one, Client(f"unix:{tmp_path}/s") as two:
-            calls = [asyncio.create_task(client.encode("x")) for client in (one, two)]
-            async with asyncio.timeout(10):
-                while len(connections) < 2:
-                    await asyncio.sleep(0.01)
-            for call in calls:
-                call.cancel()
-        for writer in connections:
-            writer.close()
+    servicer = ScriptedServer()  # type: ignore[abstract]
+    server = grpc.aio.server()
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with Client(target) as one, Client(target) as two:
+        for client in (one, two, one):
+            await client.encode("x")
+    await server.stop(None)
+    assert servicer.peers[0] == servicer.peers[2] != servicer.peers[1]
 
 
 def test_every_channel_option_is_known_to_grpc() -> None:

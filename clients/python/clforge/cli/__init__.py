@@ -33,13 +33,17 @@ app = typer.Typer(
     epilog=exit_codes.HELP,
 )
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-_TOKENIZE_EXIT_CODES = f"{exit_codes.HELP} Input that is not UTF-8, or holds no ids, is wrong usage."
+_TOKENIZE_EXIT_CODES = f"{exit_codes.HELP} Input that is not UTF-8 is wrong usage."
+_DECODE_EXIT_CODES = (
+    f"{_TOKENIZE_EXIT_CODES} So is what is no token id, or none of the vocabulary's; no ids at all have an empty text."
+)
 _ENCODE_EXAMPLES = """Examples:
 
 \b
   printf 'Hello, world' | clforge encode --vocab model.gguf
   clforge encode --vocab model.gguf --no-special --json < story.txt
   printf '<|im_end|>' | clforge encode --vocab model.gguf --parse-special
+  clforge encode --vocab model.gguf --json --offsets < story.txt
   clforge encode --target 127.0.0.1:50051 < story.txt
 """
 _DECODE_EXAMPLES = """Examples:
@@ -201,16 +205,22 @@ def encode(
         bool, typer.Option("--parse-special", help="Read special tokens spelled in the text as such, not as text")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"ids": [...]}')] = False,
+    offsets: Annotated[
+        bool, typer.Option("--offsets", help='With --json: add "offsets", a [start, end] in characters for each id')
+    ] = False,
 ) -> None:
     """Turn standard input into token ids, separated by spaces. The text is taken as it is, UTF-8 with every newline:
     `echo` gives one more token than `printf`. With --vocab no server is needed."""
     from clforge.cli import tokenize
 
     printed = tokenize.printer(vocab, target, pre_tokenizer)
-    sys.exit(printed(tokenize.encode(add_special=not no_special, parse_special=parse_special, as_json=as_json)))
+    answer = tokenize.encode(
+        add_special=not no_special, parse_special=parse_special, as_json=as_json, with_offsets=offsets
+    )
+    sys.exit(printed(answer))
 
 
-@app.command(epilog=f"{_DECODE_EXAMPLES}\n{_TOKENIZE_EXIT_CODES}")
+@app.command(epilog=f"{_DECODE_EXAMPLES}\n{_DECODE_EXIT_CODES}")
 def decode(
     vocab: _Vocab = None,
     target: _Target = None,
@@ -218,6 +228,9 @@ def decode(
         bool, typer.Option("--keep-special", help="Spell control tokens out, instead of leaving them out")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"text": "..."}')] = False,
+    offsets: Annotated[
+        bool, typer.Option("--offsets", help='With --json: add "offsets", a [start, end] in characters for each id')
+    ] = False,
 ) -> None:
     """Turn token ids on standard input into their text. They are separated by white space or commas, or are JSON as
     `encode --json` prints it. The text is written as it is, with no newline after it; bytes that are not UTF-8 become
@@ -225,7 +238,7 @@ def decode(
     from clforge.cli import tokenize
 
     printed = tokenize.printer(vocab, target)
-    sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json)))
+    sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json, with_offsets=offsets)))
 
 
 @app.command()
