@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from tokenizers import Regex, pre_tokenizers
@@ -52,7 +52,7 @@ class SpmBpe:
         scores = read_scores(reader, len(table))
         self._scores = {text: float(scores[token_id]) for text, token_id in self._ids.items()}
         _check_lengths(reader.name, self._ids)
-        pairs = sorted(_pairs(self._ids), key=lambda pair: _rank(pair, self._scores))
+        pairs = ranked_pairs(self._ids, self._scores)
         self._is_ranked = not _has_ties({left + right for left, right in pairs}, self._scores)
         ids = self._ids | {BYTE_TOKENS[byte]: token_id for byte, token_id in self._byte_ids.items()}
         self._bpe = Bpe(ids, pairs, words_between_spaces(self._ids), unk_id=unk_id, byte_fallback=True)
@@ -91,6 +91,11 @@ class SpmBpe:
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
         return text.replace(SPACE, " ").encode("utf-8")
+
+
+def ranked_pairs(texts: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Every way to join two of the token `texts` to a third, those of the highest score first."""
+    return sorted(_pairs(texts), key=lambda pair: _rank(pair, scores))
 
 
 def words_between_spaces(texts: Iterable[str]) -> pre_tokenizers.PreTokenizer | None:
@@ -143,11 +148,10 @@ def _ids_from_text(table: TokenTable) -> dict[str, int]:
     return ids
 
 
-def _pairs(ids: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Every way to join two tokens to a third."""
-    for text in ids:
+def _pairs(texts: Collection[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
         for cut in range(1, len(text)):
-            if text[:cut] in ids and text[cut:] in ids:
+            if text[:cut] in texts and text[cut:] in texts:
                 yield text[:cut], text[cut:]
 
 

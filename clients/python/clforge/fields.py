@@ -39,9 +39,7 @@ def texts(values: Any, field: str) -> list[str]:
 
 def items(values: Any, field: str) -> Iterable[Any]:
     """What can be iterated over, but for a text, bytes or an object, which are hardly meant."""
-    if isinstance(values, str | bytes | Mapping):
-        raise invalid(field, values, "must be a list")
-    if not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise invalid(field, values, "must be a list")
     return values
 
