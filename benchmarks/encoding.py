@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers
 
 from engine_service.bench.machine import ROOT
 from engine_service.bench.protocol import BenchError
@@ -18,7 +18,8 @@ from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
 from tokenizer_service.byte_level_bpe import words_of
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.pre_tokenizers import PRE_TOKENIZERS
-from tokenizer_service.token_table import TokenTable
+from tokenizer_service.spm_bpe import SPACE, ranked_pairs
+from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.vocabulary import Vocabulary
 
 MEGABYTE = 1_000_000
@@ -43,9 +44,10 @@ def measure(vocabulary: Path, texts: Sequence[str], peer_python: Path | None) ->
     with GGUFReader(vocabulary) as reader:
         ours = Vocabulary.from_gguf(reader)
         bare = bare_tokenizer(reader)
-    rates = {"ours": _rate(lambda text: len(ours.encode(text, add_special=False)), texts)}
-    if bare is not None:
-        rates["tokenizers"] = _rate(lambda text: len(bare.encode_batch_fast([text])[0].ids), texts)
+    rates = {
+        "ours": _rate(lambda text: len(ours.encode(text, add_special=False)), texts),
+        "tokenizers": _rate(lambda text: len(bare.encode_batch_fast([text])[0].ids), texts),
+    }
     if peer_python is not None:
         rates["llama_cpp"], num_tokens = _peer(vocabulary, texts, peer_python)
         our_tokens = sum(len(ours.encode(text, add_special=False)) for text in texts)
@@ -54,12 +56,26 @@ def measure(vocabulary: Path, texts: Sequence[str], peer_python: Path | None) ->
     return rates
 
 
-def bare_tokenizer(reader: GGUFReader) -> Tokenizer | None:
-    """The library's byte-level BPE with the merges and the rule of a file, without special tokens; None for others."""
-    if reader.get_str(MODEL_KEY) != "gpt2":
-        return None
+def bare_tokenizer(reader: GGUFReader) -> Tokenizer:
+    """The library's own BPE for a file, without special tokens: byte-level with the file's merges and rule, or
+    SentencePiece's as the tokenizer.json of such models has it (text not cut into words)."""
+    special = SpecialTokens.from_gguf(reader)
+    table = TokenTable.from_gguf(reader, special)
+    return {"gpt2": _bare_byte_level, "llama": _bare_spm}[reader.get_str(MODEL_KEY)](reader, table)
+
+
+def _bare_spm(reader: GGUFReader, table: TokenTable) -> Tokenizer:
+    scores = read_scores(reader, len(table)).tolist()
+    ids = {table.texts[token_id]: token_id for token_id in table.of_kind(TokenKind.NORMAL)}
+    byte_ids = {table.texts[token_id]: token_id for token_id in table.of_kind(TokenKind.BYTE)}
+    pairs = ranked_pairs(ids.keys(), {text: scores[token_id] for text, token_id in ids.items()})
+    tokenizer = Tokenizer(models.BPE(ids | byte_ids, pairs, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    return tokenizer
+
+
+def _bare_byte_level(reader: GGUFReader, table: TokenTable) -> Tokenizer:
     rule = PRE_TOKENIZERS[reader.get_str(PRE_KEY, "default")]
-    table = TokenTable.from_gguf(reader, SpecialTokens.from_gguf(reader))
     ids = mergeable_ids(table)
     tokenizer = Tokenizer(models.BPE(ids, read_merges(reader, table, ids), ignore_merges=rule.ignore_merges))
     tokenizer.pre_tokenizer = words_of(rule)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
 from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.bpe import Bpe
 from tokenizer_service.merges import mergeable_ids, read_merges
+from tokenizer_service.offsets import Encoded
 from tokenizer_service.pre_tokenizers import PreTokenizer
 from tokenizer_service.token_table import TokenTable
 
@@ -36,13 +38,15 @@ class ByteLevelBpe:
         self.added = AddedByDefault(bos=rule.add_bos)
         ids = mergeable_ids(table)
         merges = read_merges(reader, table, ids)
-        self._tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=rule.ignore_merges))
-        self._tokenizer.pre_tokenizer = words_of(rule)
+        self._bpe = Bpe(ids, merges, words_of(rule), letters=_BYTE_OF_LETTER, ignore_merges=rule.ignore_merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are not looked for."""
-        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return self._bpe.encode([text])
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for."""
+        return self._bpe.encode_with_offsets(text)
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for. One that is not spelled in letters of bytes, as tokens

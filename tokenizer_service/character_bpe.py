@@ -7,13 +7,16 @@ with `byte_encode` false. A character that is no token becomes the tokens of its
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
 from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.bpe import BYTE_TOKENS, Bpe
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.normalization_keys import LOWERCASE_KEY
+from tokenizer_service.offsets import Encoded, in_original, joined
 from tokenizer_service.pre_tokenizers import CharacterRule
 from tokenizer_service.spm_bpe import SPACE
 from tokenizer_service.token_table import TokenKind, TokenTable
@@ -32,28 +35,46 @@ class CharacterBpe:
         self._rule = rule
         self._is_lowercase = rule.drops_white_space and reader.get_bool(LOWERCASE_KEY, False)
         self._ids = mergeable_ids(table)
-        byte_ids = {f"<0x{table.byte_value(token_id):02X}>": token_id for token_id in table.of_kind(TokenKind.BYTE)}
+        byte_ids = {BYTE_TOKENS[table.byte_value(token_id)]: token_id for token_id in table.of_kind(TokenKind.BYTE)}
         merges = read_merges(reader, table, self._ids)
-        self._tokenizer = Tokenizer(models.BPE(self._ids | byte_ids, merges, byte_fallback=True))
-        if rule.drops_white_space:
-            self._tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        words = pre_tokenizers.WhitespaceSplit() if rule.drops_white_space else None
+        self._bpe = Bpe(self._ids | byte_ids, merges, words, byte_fallback=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are not looked for."""
         if self._rule.drops_white_space:
-            return self._merged([text.lower() if self._is_lowercase else text])
-        lines = _LINES.findall(text.replace(" ", SPACE))
+            return self._bpe.encode([text.lower() if self._is_lowercase else text])
+        lines = _lines(text)
         if not self._rule.has_newline_tokens:
-            return self._merged(lines)
+            return self._bpe.encode(lines)
         ids: list[int] = []
         for line in lines:
-            ids += [self._ids[line]] if line[0] == "\n" and line in self._ids else self._merged([line])
+            ids += [self._ids[line]] if self._is_newline_token(line) else self._bpe.encode([line])
         return ids
 
-    def _merged(self, pieces: list[str]) -> list[int]:
-        encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        return [token_id for encoding in encodings for token_id in encoding.ids]
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for."""
+        if self._is_lowercase:
+            origins = [(index, index + 1) for index, character in enumerate(text) for _ in character.lower()]
+            return in_original(self._bpe.encode_with_offsets(text.lower()), origins)
+        if self._rule.drops_white_space:
+            return self._bpe.encode_with_offsets(text)
+        lines = _lines(text)
+        return joined(zip(accumulate(map(len, lines), initial=0), map(self._line_with_offsets, lines), strict=False))
+
+    def _line_with_offsets(self, line: str) -> Encoded:
+        if self._rule.has_newline_tokens and self._is_newline_token(line):
+            return Encoded([self._ids[line]], [(0, len(line))])
+        return self._bpe.encode_with_offsets(line)
+
+    def _is_newline_token(self, line: str) -> bool:
+        return line[0] == "\n" and line in self._ids
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
         return (text if self._rule.drops_white_space else text.replace(SPACE, " ")).encode("utf-8")
+
+
+def _lines(text: str) -> list[str]:
+    """Runs of newlines, and the lines between, with the sign for a space."""
+    return _LINES.findall(text.replace(" ", SPACE))

@@ -43,7 +43,7 @@ class CharacterMap:
         self._going_on = frozenset[str]().union(*(prefix[1:] for prefix in longer))
         # Only in runs like these can a longer prefix lie.
         starts = {prefix[0] for prefix in longer}
-        self._runs = re.compile(f"{_any_of(starts)}{_any_of(self._going_on)}+")
+        self._runs = re.compile(f"{any_of(starts)}{any_of(self._going_on)}+")
 
     @classmethod
     def from_gguf(cls, reader: GGUFReader) -> Self:
@@ -66,26 +66,27 @@ class CharacterMap:
             return text.translate(self._single)
         parts, end = [], 0
         for run in self._runs.finditer(text):
-            parts += [text[end : run.start()].translate(self._single), self._apply_to_run(run[0])]
+            parts.append(text[end : run.start()].translate(self._single))
+            parts += [replacement for replacement, _ in self.replaced(run[0])]
             end = run.end()
         return "".join([*parts, text[end:].translate(self._single)])
 
-    def _apply_to_run(self, run: str) -> str:
-        parts, start = [], 0
-        while start < len(run):
-            longest = min(self._longest, len(run) - start)
-            lengths = (n for n in range(longest, 0, -1) if run[start : start + n] in self._replacements)
+    def replaced(self, text: str) -> Iterator[tuple[str, int]]:
+        """What `apply` makes of each prefix in turn, and how many characters the prefix has."""
+        start = 0
+        while start < len(text):
+            longest = min(self._longest, len(text) - start)
+            lengths = (n for n in range(longest, 0, -1) if text[start : start + n] in self._replacements)
             length = next(lengths, 0)
-            parts.append(self._replacements[run[start : start + length]] if length else run[start])
+            yield (self._replacements[text[start : start + length]], length) if length else (text[start], 1)
             start += length or 1
-        return "".join(parts)
 
 
 class _DamagedError(Exception):
     """What a map must be, and is not."""
 
 
-def _any_of(characters: Iterable[str]) -> str:
+def any_of(characters: Iterable[str]) -> str:
     """A regular expression; Python's is fast only for sets without characters beyond U+FFFF."""
     ordered = sorted(characters)
     first_beyond = bisect(ordered, "\uffff")

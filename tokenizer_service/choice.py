@@ -64,6 +64,8 @@ class Choice:
                 break
             logprobs = self._named(delta.logprobs[index]) if delta.logprobs else None
             pieces += self._accounted(self._text.push(token_id, _Token(token_id, logprobs)))
+            if logprobs is not None:
+                logprobs.text_offset = self._num_echoed_characters + self._text.token_start
         self._detokenize_seconds += time.perf_counter() - started
         return _deltas(pieces)
 
@@ -102,10 +104,9 @@ class Choice:
         return pieces
 
     def _named(self, logprobs: TokenLogprobs) -> TokenLogprobs:
-        """With what only this service knows: the bytes of the tokens, and where the next token's text begins."""
+        """With what only this service knows: the bytes of the tokens."""
         for entry in (logprobs.chosen, *logprobs.top):
             entry.token = self._vocabulary.token_bytes(entry.token_id, skip_special=False)
-        logprobs.text_offset = self._num_echoed_characters + self._text.num_decoded_characters
         return logprobs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from service_common.errors import ResourceExhaustedError
+from tokenizer_service.waiting_line import WaitingLine
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Encoder:
     @property
     def num_waiting_characters(self) -> int:
         """Characters of the texts that wait for a thread. Any thread may ask."""
-        return self._large.num_waiting_characters + self._huge.num_waiting_characters
+        return self._large.line.num_waiting_characters + self._huge.line.num_waiting_characters
 
     async def run(self, work: Callable[[], T], num_characters: int) -> T:
         """The result of `work`, which handles so many characters of text.
@@ -51,40 +51,15 @@ class Encoder:
 
 
 class _Queue:
-    """One thread, and who waits for it, in order of arrival."""
+    """One thread, and who waits for it."""
 
     def __init__(self, name: str, max_waiting_characters: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._free = asyncio.Semaphore(1)
-        self._max_waiting_characters = max_waiting_characters
-        self.num_waiting_characters = 0
+        self.line = WaitingLine("to be encoded", max_characters=max_waiting_characters)
 
     async def run(self, work: Callable[[], T], num_characters: int) -> T:
-        if self._free.locked():
-            self._check_room(num_characters)
-        self.num_waiting_characters += num_characters
-        try:
-            await self._free.acquire()
-        finally:
-            self.num_waiting_characters -= num_characters
-        # The thread cannot be stopped: while it works for a caller that has gone, it is not free for the next one.
-        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        running.add_done_callback(self._ended)
-        return await asyncio.shield(running)
+        loop = asyncio.get_running_loop()
+        return await self.line.run(lambda: loop.run_in_executor(self._thread, work), num_characters)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _check_room(self, num_characters: int) -> None:
-        if self.num_waiting_characters + num_characters > self._max_waiting_characters:
-            raise ResourceExhaustedError(
-                f"{self.num_waiting_characters} characters of text wait to be encoded; {num_characters} more would be "
-                f"above the limit, which is {self._max_waiting_characters}; try again in 1 s",
-                reason="TOO_MUCH_TEXT",
-                retry_after_seconds=1.0,
-            )
-
-    def _ended(self, running: asyncio.Future[T]) -> None:
-        self._free.release()
-        if not running.cancelled():
-            running.exception()  # seen, so that asyncio does not report it where the caller has gone

@@ -51,8 +51,9 @@ class CharacterRule:
     bos_always: bool = False
 
 
-_SUFFIX = "'s|'t|'re|'ve|'m|'ll|'d"
-_SUFFIX_ANY_CASE = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+# As 's|'t|'re|'ve|'m|'ll|'d, which would look for an apostrophe seven times at each word: 3 % of encoding.
+_SUFFIX = "'(?:[stmd]|re|ve|ll)"
+_SUFFIX_ANY_CASE = "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 # As \s*[\r\n]+, without a step back for each space of a run in which there is no newline: the library allows only ten

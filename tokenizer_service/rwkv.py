@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.offsets import Encoded, joined, ranges_of_bytes
 from tokenizer_service.token_table import TokenKind, TokenTable
 
 _MAX_TOKEN_BYTES = 256  # RWKV's own have 128 at most; what longer ones cost grows with their length
@@ -41,17 +43,29 @@ class Rwkv:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are not looked for."""
-        data, start, ids = text.encode("utf-8"), 0, list[int]()
+        return [token_id for piece in self._pieces(text) for token_id in self._piece_ids(piece)]
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for."""
+        pieces = list(self._pieces(text))
+        found = zip(map(self._piece_ids, pieces), ranges_of_bytes(pieces), strict=True)
+        return joined((start, Encoded(ids, [(0, end - start)] * len(ids))) for ids, (start, end) in found)
+
+    def _piece_ids(self, piece: bytes) -> list[int]:
+        token_id = self._ids.get(piece)
+        return self._unknown if token_id is None else [token_id]
+
+    def _pieces(self, text: str) -> Iterator[bytes]:
+        data, start = text.encode("utf-8"), 0
         while start < len(data):
             for length in self._lengths.get(data[start : start + _NUM_KEY_BYTES], ()):
-                token_id = self._ids.get(data[start : start + length])
-                if token_id is not None:
+                piece = data[start : start + length]
+                if piece in self._ids:
                     break
             else:
-                length, token_id = 1, self._ids.get(data[start : start + 1])
-            ids += self._unknown if token_id is None else [token_id]
-            start += length
-        return ids
+                piece = data[start : start + 1]
+            yield piece
+            start += len(piece)
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""

@@ -97,10 +97,11 @@ class Sections:
             mark = self._token_marks.popleft()
             self._read(mark.start, is_whole=True)
             self._take_mark(mark.end - mark.start, mark.begins)
-        if self._token_marks:
+        come = self._num_settled + len(self._unsettled)
+        if self._token_marks and self._token_marks[0].start <= come:
             self._read(self._token_marks[0].start, is_whole=True)
         else:
-            self._read(self._num_settled + len(self._unsettled), is_whole=False)
+            self._read(come, is_whole=False)
         return self._taken()
 
     def flush(self) -> list[Run]:

@@ -14,6 +14,7 @@ from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
 from service_common.authentication import current_caller
 from service_common.errors import InvalidArgumentError, UnimplementedError
+from tokenizer_service.batches import check_decode, check_encode, decode, encode
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.completion import Completion
 from tokenizer_service.conversation import check_chat
@@ -21,10 +22,8 @@ from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import ANSWER_SECONDS, EngineLink
 from tokenizer_service.load_watch import told_load
 from tokenizer_service.sessions import Sessions
-from tokenizer_service.validation import check_text_size
 
 SERVICE = "clforge.v1.TokenizerService"
-MAX_TEXTS = 1024
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -78,39 +77,15 @@ class TokenizerServer(TokenizerServiceServicer):
         return completion.response()
 
     async def Encode(self, request: pb.EncodeRequest, context: _Context) -> pb.EncodeResponse:
-        _check_count("texts", len(request.texts))
-        text_bytes = self._max_prompt_bytes
-        for index, text in enumerate(request.texts):
-            check_text_size(text, f"texts[{index}]", text_bytes)
-            text_bytes -= len(text.encode())
+        check_encode(request, self._max_prompt_bytes)
         vocabulary = self._link.encoding().vocabulary
-        add_special = request.add_special if request.HasField("add_special") else True
-
-        def encode() -> pb.EncodeResponse:
-            encoded = (
-                vocabulary.encode(text, add_special=add_special, parse_special=request.parse_special)
-                for text in request.texts
-            )
-            return pb.EncodeResponse(sequences=[pb.TokenIds(ids=ids) for ids in encoded])
-
-        return await self._encoder.run(encode, sum(map(len, request.texts)))
+        return await self._encoder.run(lambda: encode(request, vocabulary), sum(map(len, request.texts)))
 
     async def Decode(self, request: pb.DecodeRequest, context: _Context) -> pb.DecodeResponse:
-        _check_count("sequences", len(request.sequences))
         vocabulary = self._link.encoding().vocabulary
-        for index, sequence in enumerate(request.sequences):
-            largest = max(sequence.ids, default=0)
-            if largest >= vocabulary.size:
-                limit = f"must be below the vocabulary's {vocabulary.size} tokens"
-                raise InvalidArgumentError(f"sequences[{index}].ids", largest, limit)
-        skip_special = request.skip_special if request.HasField("skip_special") else True
-
-        def decode() -> pb.DecodeResponse:
-            return pb.DecodeResponse(
-                texts=[vocabulary.decode(list(s.ids), skip_special=skip_special) for s in request.sequences]
-            )
-
-        return await self._encoder.run(decode, sum(len(sequence.ids) for sequence in request.sequences))
+        check_decode(request, vocabulary)
+        num_tokens = sum(len(sequence.ids) for sequence in request.sequences)
+        return await self._encoder.run(lambda: decode(request, vocabulary), num_tokens)
 
     async def RenderChat(self, request: pb.RenderChatRequest, context: _Context) -> pb.RenderChatResponse:
         check_chat(request.chat, "chat", self._max_prompt_bytes)
@@ -159,8 +134,3 @@ def _plain_submit(request: pb.GenerateRequest | pb.CompleteRequest) -> pb.TextSu
             "must not be set: only GenerateText takes Credit",
         )
     return pb.TextSubmit(prompt=request.prompt, params=request.params, model=request.model)
-
-
-def _check_count(field: str, count: int) -> None:
-    if count > MAX_TEXTS:
-        raise InvalidArgumentError(field, f"a list of {count}", f"must hold at most {MAX_TEXTS}")

@@ -63,8 +63,8 @@ class SpecialGuard:
 
     def _conceal(self, text: str, stand_ins: Mapping[int, str]) -> str:
         if not self._starts.letters.isdisjoint(text):
-            parts = self._splitter.split(text)
-            text = "".join(p if isinstance(p, str) else self._spellings[p].translate(stand_ins) for p in parts)
+            cut = ((text[part.start : part.end], part.token_id) for part in self._splitter.split(text))
+            text = "".join(part if token_id is None else part.translate(stand_ins) for part, token_id in cut)
         core = text.strip()  # as a template may do it
         head, tail = self._fragment_lengths(core)
         if not head and not tail:

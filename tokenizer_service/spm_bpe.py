@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import accumulate
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import TOKENS_KEY
 from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.bpe import BYTE_TOKENS, Bpe
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY
+from tokenizer_service.offsets import Encoded, joined
 from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
 
 SPACE = "▁"
-
-_UNKNOWN = "\0unknown"  # no pair leads to it, so no text can give it
 
 # Sum of squared lengths of tokens, in characters, which bounds the work of `_pairs`. Llama 2's is near 2^20.
 _MAX_SQUARED_LENGTHS = 1 << 31
@@ -51,26 +52,33 @@ class SpmBpe:
         scores = read_scores(reader, len(table))
         self._scores = {text: float(scores[token_id]) for text, token_id in self._ids.items()}
         _check_lengths(reader.name, self._ids)
-        pairs = sorted(_pairs(self._ids), key=lambda pair: _rank(pair, self._scores))
+        pairs = ranked_pairs(self._ids, self._scores)
         self._is_ranked = not _has_ties({left + right for left, right in pairs}, self._scores)
-        self._tokenizer = self._ranked_tokenizer(pairs)
-
-    def _ranked_tokenizer(self, pairs: list[tuple[str, str]]) -> Tokenizer:
-        ids = self._ids | {f"<0x{byte:02X}>": token_id for byte, token_id in self._byte_ids.items()}
-        unknown = {} if self._unk_id is None else {_UNKNOWN: self._unk_id}
-        tokenizer = Tokenizer(
-            models.BPE(ids | unknown, pairs, byte_fallback=True, unk_token=_UNKNOWN if unknown else None)
-        )
-        tokenizer.pre_tokenizer = words_between_spaces(self._ids)
-        return tokenizer
+        ids = self._ids | {BYTE_TOKENS[byte]: token_id for byte, token_id in self._byte_ids.items()}
+        self._bpe = Bpe(ids, pairs, words_between_spaces(self._ids), unk_id=unk_id, byte_fallback=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are not looked for, and which follows none but special tokens."""
         text = self._prefix + text.replace(" ", SPACE)
         if not self._is_ranked:
             return [token_id for piece in merge_by_score(text, self._scores) for token_id in self._piece_ids(piece)]
-        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return self._bpe.encode([text])
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for."""
+        spelled = self._prefix + text.replace(" ", SPACE)
+        if self._is_ranked:
+            found = self._bpe.encode_with_offsets(spelled)
+        else:
+            pieces = merge_by_score(spelled, self._scores)
+            starts = accumulate(map(len, pieces), initial=0)
+            found = joined(zip(starts, map(self._piece_with_offsets, pieces), strict=False))
+        added = len(self._prefix)
+        return Encoded(found.ids, [(max(start - added, 0), end - added) for start, end in found.ranges])
+
+    def _piece_with_offsets(self, piece: str) -> Encoded:
+        ids = self._piece_ids(piece)
+        return Encoded(ids, [(0, len(piece))] * len(ids))
 
     def _piece_ids(self, piece: str) -> list[int]:
         if piece in self._ids:
@@ -83,6 +91,11 @@ class SpmBpe:
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
         return text.replace(SPACE, " ").encode("utf-8")
+
+
+def ranked_pairs(texts: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Every way to join two of the token `texts` to a third, those of the highest score first."""
+    return sorted(_pairs(texts), key=lambda pair: _rank(pair, scores))
 
 
 def words_between_spaces(texts: Iterable[str]) -> pre_tokenizers.PreTokenizer | None:
@@ -135,11 +148,10 @@ def _ids_from_text(table: TokenTable) -> dict[str, int]:
     return ids
 
 
-def _pairs(ids: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Every way to join two tokens to a third."""
-    for text in ids:
+def _pairs(texts: Collection[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
         for cut in range(1, len(text)):
-            if text[:cut] in ids and text[cut:] in ids:
+            if text[:cut] in texts and text[cut:] in texts:
                 yield text[:cut], text[cut:]
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import structlog
 
-from service_common.errors import ResourceExhaustedError, UnavailableError
+from service_common.errors import UnavailableError
 from tokenizer_service.render_limits import OUT_OF_MEMORY, RenderLimits
+from tokenizer_service.waiting_line import WaitingLine
 
 MAX_WAITING = 1024
+MAX_WAITING_CHARACTERS = 1 << 25  # of requests, as for texts that wait to be encoded
 
 _MODULE = "tokenizer_service.template_process"
 _START_SECONDS = 20.0
@@ -44,8 +46,8 @@ class TemplateRenderer:
 
     def __init__(self, limits: RenderLimits) -> None:
         self._limits = limits
-        self._waiting: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue(MAX_WAITING)
-        self._worker: asyncio.Task[None] | None = None
+        self._line = WaitingLine("to be rendered", max_waiting=MAX_WAITING, max_characters=MAX_WAITING_CHARACTERS)
+        self._asking: asyncio.Task[bytes] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -62,21 +64,15 @@ class TemplateRenderer:
     async def render(self, request: bytes) -> bytes:
         """The answer to a `request`, for `text` to read.
 
-        RenderError when the template has ended the process, ResourceExhaustedError when too many wait,
-        UnavailableError when there can be no process.
+        RenderError when the template has ended the process, ResourceExhaustedError when too many wait or too much
+        text does, UnavailableError when there can be no process.
         """
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        try:
-            self._waiting.put_nowait((request, answer))
-        except asyncio.QueueFull:
-            raise ResourceExhaustedError(
-                f"{MAX_WAITING} conversations wait to be rendered, which is the limit; try again in 1 s",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_seconds=1.0,
-            ) from None
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
-        return await answer
+
+        def begin() -> asyncio.Task[bytes]:
+            self._asking = asyncio.create_task(self._ask(request))
+            return self._asking
+
+        return await self._line.run(begin, len(request))
 
     def text(self, answer: bytes) -> str:
         """The rendered conversation; RenderError tells why there is none. Takes time in proportion to its size."""
@@ -90,24 +86,10 @@ class TemplateRenderer:
 
     async def close(self) -> None:
         """Ends the process. Nobody may wait in `render`, nor call it again."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await self._end_process()
-
-    async def _work(self) -> None:
-        while True:
-            request, answer = await self._waiting.get()
-            if answer.done():
-                continue  # whoever asked has gone
-            try:
-                result = await self._ask(request)
-            except Exception as error:
-                if not answer.done():
-                    answer.set_exception(error)
-            else:
-                if not answer.done():
-                    answer.set_result(result)
 
     async def _ask(self, request: bytes) -> bytes:
         try:

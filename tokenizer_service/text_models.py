@@ -11,6 +11,7 @@ from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.byte_level_bpe import ByteLevelBpe
 from tokenizer_service.character_bpe import CharacterBpe
+from tokenizer_service.offsets import Encoded
 from tokenizer_service.pre_tokenizers import CHARACTER_RULES, PRE_TOKENIZERS
 from tokenizer_service.rwkv import Rwkv
 from tokenizer_service.spm_bpe import SpmBpe
@@ -32,6 +33,9 @@ class TextModel(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, not empty, in which special tokens are not looked for."""
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for."""
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""

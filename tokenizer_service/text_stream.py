@@ -64,26 +64,29 @@ class TextStream(Generic[T]):
         self._sections = sections
         self._held: deque[_HeldToken[T]] = deque()
         self._num_delivered = 0
-        self.num_decoded_characters = 0
 
     @property
     def held_tokens(self) -> int:
         """Tokens pushed and not yet accounted for by a piece: the credit that the holder of this stream still owes."""
         return len(self._held)
 
+    @property
+    def token_start(self) -> int:
+        """Where the text of the latest token begins in the choice's text; see Detokenizer."""
+        return self._detokenizer.token_start
+
     def push(self, token_id: int, payload: T) -> list[Piece[T]]:
         """Take one generated token with its `payload`. Must not be called after a piece with a stop, or `finish`."""
-        holds_nothing = self._num_delivered == self.num_decoded_characters and not self._held
+        num_decoded = self._detokenizer.num_characters
+        holds_nothing = self._num_delivered == num_decoded and not self._held
         text = self._detokenizer.push(token_id)
         scan = self._stops.push(text)
         if holds_nothing and text and scan.text == text and self._sections is None:
             # As below, for what most tokens are.
-            self.num_decoded_characters += len(text)
             self._num_delivered += len(text)
             return [Piece(text, [payload], scan.stop, SECTION_UNSPECIFIED)]
         gives_text = bool(text) or self._detokenizer.held_tokens > 0
-        self._held.append(_HeldToken(self.num_decoded_characters + gives_text, payload))
-        self.num_decoded_characters += len(text)
+        self._held.append(_HeldToken(num_decoded + gives_text, payload))
         if self._sections is not None:
             self._sections.decoded(token_id, len(text))
         return self._deliver(scan, is_end=False)
@@ -91,7 +94,6 @@ class TextStream(Generic[T]):
     def finish(self) -> list[Piece[T]]:
         """End of the tokens: what was held back. A stop string can still end here, in the flushed character."""
         text = self._detokenizer.flush()
-        self.num_decoded_characters += len(text)
         scan = self._stops.push(text)
         if scan.stop is None:
             scan = Scan(scan.text + self._stops.flush(), None)

@@ -7,6 +7,7 @@ and unused tokens are not given.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models
@@ -15,10 +16,12 @@ from service_common.gguf_reader import GGUFReader
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.character_map import CharacterMap
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY, REMOVE_EXTRA_SPACES_KEY
+from tokenizer_service.offsets import Encoded, Range, in_original
 from tokenizer_service.spm_bpe import SPACE, words_between_spaces
 from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
 
 _USER_DEFINED_SCORE = 0.0
+_WORD = re.compile("[^ ]+")
 _MAX_TOKEN_CHARACTERS = 256  # SentencePiece's own have some 16; what longer ones cost grows with their length
 
 
@@ -48,13 +51,27 @@ class Unigram:
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if self._gives_unknown or self._unknown not in ids:
             return ids
-        encoding, ids = self._tokenizer.encode(text, add_special_tokens=False), []
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            ids += self._spelled_in_bytes(text[start:end]) if token_id == self._unknown else [token_id]
-        return ids
+        return self._with_offsets(text).ids
 
-    def _spelled_in_bytes(self, text: str) -> list[int]:
-        return [] if self._byte_ids is None else [self._byte_ids[byte] for byte in text.encode("utf-8")]
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for; those that became others, or fewer
+        spaces, are those before the change."""
+        normalized, origins = self._normalized_with_origins(text)
+        return in_original(self._with_offsets(normalized), origins)
+
+    def _with_offsets(self, normalized: str) -> Encoded:
+        """Ids, with the characters of the normalized text."""
+        encoding, result = self._tokenizer.encode(normalized, add_special_tokens=False), Encoded([], [])
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if self._gives_unknown or token_id != self._unknown:
+                result.ids.append(token_id)
+                result.ranges.append((start, end))
+            elif self._byte_ids is not None:
+                for index in range(start, end):
+                    spelled = normalized[index].encode("utf-8")
+                    result.ids.extend(self._byte_ids[byte] for byte in spelled)
+                    result.ranges.extend([(index, index + 1)] * len(spelled))
+        return result
 
     def _normalized(self, text: str) -> str:
         text = self._characters.apply(text)
@@ -63,9 +80,32 @@ class Unigram:
         prefix = SPACE if self._adds_prefix and text.strip(" ") else ""
         return prefix + text.replace(" ", SPACE)
 
+    def _normalized_with_origins(self, text: str) -> tuple[str, list[Range]]:
+        """The normalized text, and for each of its characters those of `text` that it was made from."""
+        origins, position = list[Range](), 0
+        for replacement, length in self._characters.replaced(text):
+            origins += [(position, position + length)] * len(replacement)
+            position += length
+        if self._removes_extra_spaces:
+            origins = _origins_of_words(self._characters.apply(text), origins)
+        normalized = self._normalized(text)
+        return normalized, [(0, 0)] * (len(normalized) - len(origins)) + origins
+
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
         return text.replace(SPACE, " ").encode("utf-8")
+
+
+def _origins_of_words(text: str, origins: Sequence[Range]) -> list[Range]:
+    """`origins` of the characters of `text`, once each of its words has one space before it and none is after them."""
+    result, end = list[Range](), 0
+    for word in _WORD.finditer(text):
+        start = word.start()
+        first = origins[start][0]
+        result.append((origins[end][0], origins[start - 1][1]) if end < start else (first, first))
+        result += origins[start : word.end()]
+        end = word.end()
+    return result
 
 
 def _build(scores: Sequence[float], table: TokenTable, unk_id: int | None) -> tuple[Tokenizer, int]:

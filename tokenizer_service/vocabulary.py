@@ -15,7 +15,8 @@ from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, SpecialTokens
 from tokenizer_service.added_tokens import AddedTokens
 from tokenizer_service.encode_cache import EncodeCache
-from tokenizer_service.special_splitter import SpecialSplitter
+from tokenizer_service.offsets import Decoded, Encoded, joined, ranges_of_bytes
+from tokenizer_service.special_splitter import MAX_SPECIAL_CHARACTERS, SpecialSplitter
 from tokenizer_service.stripped_spaces import StrippedSpaces, stripped_spaces
 from tokenizer_service.text_models import Source, build_text_model
 from tokenizer_service.token_table import TokenKind, TokenTable
@@ -76,9 +77,27 @@ class Vocabulary:
         if not text.isascii():
             _check_unicode(text)
         ids = _listed(self.added.before) if add_special else []
-        for part in (self._parsing if parse_special else self._plain).split(text):
-            ids += [part] if isinstance(part, int) else self._encode_text(part)
+        for start, end, token_id in (self._parsing if parse_special else self._plain).split(text):
+            ids += self._encode_text(text[start:end]) if token_id is None else [token_id]
         return ids + _listed(self.added.after) if add_special else ids
+
+    def encode_with_offsets(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for: before it was normalized, where the
+        kind of vocabulary does so. A special token's are its spelling and the white space that belongs to it; begin-
+        and end-of-text, and a space that is put before text, have none."""
+        _check_unicode(text)
+        splitter = self._parsing if parse_special else self._plain
+        parts = [
+            (start, self._part_with_offsets(text[start:end], token_id)) for start, end, token_id in splitter.split(text)
+        ]
+        if add_special:
+            parts = [(0, _added(self.added.before)), *parts, (len(text), _added(self.added.after))]
+        return joined(parts)
+
+    def _part_with_offsets(self, text: str, token_id: int | None) -> Encoded:
+        if token_id is not None:
+            return Encoded([token_id], [(0, len(text))])
+        return self._text_model.encode_with_offsets(text)
 
     def encode_chat(self, text: str, concealed: Mapping[int, str]) -> list[int]:
         """Token ids of a rendered conversation, in which special tokens are taken as such.
@@ -89,11 +108,11 @@ class Vocabulary:
         """
         text = text.removeprefix(self._spelling(self.added.before)).removesuffix(self._spelling(self.added.after))
         ids = _listed(self.added.before)
-        for part in self._parsing.split(text):
-            if isinstance(part, int):
-                ids.append(part)
+        for start, end, token_id in self._parsing.split(text):
+            if token_id is None:
+                ids += self._encode_text(text[start:end].translate(concealed))
             else:
-                ids += self._encode_text(part.translate(concealed) if concealed else part)
+                ids.append(token_id)
         return ids + _listed(self.added.after)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -101,14 +120,22 @@ class Vocabulary:
 
         Bytes that are not UTF-8 become U+FFFD. Raises InvalidArgumentError for an id that is not in the vocabulary.
         """
-        ids = self._rendered_ids(ids, skip_special)
-        text = self._join(ids)
-        is_prefixed = self.add_space_prefix and bool(ids) and self._table.kinds[ids[0]] is TokenKind.NORMAL
-        return text.removeprefix(" ") if is_prefixed else text
+        ids = self._checked(ids)
+        text = self._joined(ids, skip_special)
+        return text[self._prefix_length(ids, text, skip_special) :]
+
+    def decode_with_offsets(self, ids: Iterable[int], *, skip_special: bool = True) -> Decoded:
+        """As `decode`, with the characters of the text of which each of the `ids` has a byte; those left out have
+        none."""
+        ids = self._checked(ids)
+        text = self._joined(ids, skip_special)
+        ranges = ranges_of_bytes([self.token_bytes(token_id, skip_special=skip_special) for token_id in ids])
+        cut = self._prefix_length(ids, text, skip_special)
+        return Decoded(text[cut:], [(max(start - cut, 0), max(end - cut, 0)) for start, end in ranges])
 
     def decode_continuation(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text that tokens add to a prompt: as `decode`, with every space."""
-        return self._join(self._rendered_ids(ids, skip_special))
+        return self._joined(self._checked(ids), skip_special)
 
     def token_bytes(self, token_id: int, *, skip_special: bool = False) -> bytes:
         """The bytes a token stands for; a special token's are its spelling, with `skip_special` none, and an unused
@@ -171,24 +198,47 @@ class Vocabulary:
             return bytes([self._table.byte_value(token_id)])
         return b"" if kind is TokenKind.UNUSED else self._text_model.text_bytes(text)
 
-    def _rendered_ids(self, ids: Iterable[int], skip_special: bool) -> list[int]:
-        return [token_id for token_id in ids if not (self.is_special(token_id) and skip_special)]
+    def _joined(self, ids: Iterable[int], skip_special: bool) -> str:
+        pieces = [self.token_bytes(token_id, skip_special=skip_special) for token_id in ids]
+        return b"".join(pieces).decode("utf-8", "replace")
 
-    def _join(self, ids: list[int]) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+    def _prefix_length(self, ids: Iterable[int], text: str, skip_special: bool) -> int:
+        """How much of the text is the space that `encode` puts before it."""
+        if not self.add_space_prefix or not text.startswith(" "):
+            return 0
+        rendered = (kind for kind in map(self.kind, ids) if not (skip_special and kind in _SPECIAL))
+        return int(next(rendered, None) is TokenKind.NORMAL)
+
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        ids = list(ids)
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < self.size:
+                raise self._no_token(f"token_ids[{index}]", token_id)
+        return ids
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.size:
-            raise InvalidArgumentError("token_ids", token_id, f"must be 0 to {self.size - 1}")
+            raise self._no_token("token_id", token_id)
+
+    def _no_token(self, field: str, token_id: int) -> InvalidArgumentError:
+        return InvalidArgumentError(field, token_id, f"must be 0 to {self.size - 1}")
 
     def _splitter(self, kinds: frozenset[TokenKind], stripped: StrippedSpaces) -> SpecialSplitter:
         texts = {self._table.texts[token_id]: token_id for token_id in self._table.of_kind(*kinds)}
         texts.pop("", None)
+        for text, token_id in texts.items():
+            if len(text) > MAX_SPECIAL_CHARACTERS:
+                limit = f"a token that is looked for in text as it is has at most {MAX_SPECIAL_CHARACTERS} characters"
+                self._table.refuse(token_id, limit)
         return SpecialSplitter(texts, stripped)
 
 
 def _listed(token_id: int | None) -> list[int]:
     return [] if token_id is None else [token_id]
+
+
+def _added(token_id: int | None) -> Encoded:
+    return Encoded([], []) if token_id is None else Encoded([token_id], [(0, 0)])
 
 
 def _check_unicode(text: str) -> None:

@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
 from tokenizer_service.added_tokens import AddedByDefault
+from tokenizer_service.bpe import encoded
 from tokenizer_service.normalization_keys import LOWERCASE_KEY, STRIP_ACCENTS_KEY
+from tokenizer_service.offsets import Encoded
 from tokenizer_service.spm_bpe import SPACE
 from tokenizer_service.token_table import TokenKind, TokenTable
 
@@ -55,6 +57,11 @@ class WordPiece:
         """Ids of a text in which special tokens are not looked for."""
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids if self._is_unknown_given else [token_id for token_id in ids if token_id != self._unknown]
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """As `encode`, with the characters of `text` that each token stands for, as they are before normalization."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded(encoding, None if self._is_unknown_given else self._unknown)
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""

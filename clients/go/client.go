@@ -2,7 +2,6 @@ package clforge
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"iter"
 	"time"
@@ -10,7 +9,6 @@ import (
 	pb "clforge.dev/clforge/clforgev1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/proto"
 )
 
 // DefaultTarget is where `clforge serve` listens unless told otherwise.
@@ -125,6 +123,9 @@ func (c *Client) RenderChat(ctx context.Context, chat Chat) (*RenderedChat, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := checkSize("messages", conversation); err != nil {
+		return nil, err
+	}
 	response, err := ask(ctx, c, c.stub.RenderChat, &pb.RenderChatRequest{Chat: conversation})
 	if err != nil {
 		return nil, err
@@ -150,16 +151,11 @@ func (c *Client) Encode(ctx context.Context, text string, options ...EncodeOptio
 	if err := checkUTF8("text", text); err != nil {
 		return nil, err
 	}
-	request := &pb.EncodeRequest{Texts: []string{text}}
-	for _, option := range options {
-		option(request)
-	}
-	response, err := ask(ctx, c, c.stub.Encode, request)
+	encodings, err := c.EncodeBatch(ctx, []string{text}, options...)
 	if err != nil {
 		return nil, err
 	}
-	sequence, err := only(response.GetSequences())
-	return sequence.GetIds(), err
+	return encodings[0].TokenIDs, nil
 }
 
 // DecodeOption changes what Decode returns.
@@ -172,15 +168,11 @@ func WithSkipSpecial(skip bool) DecodeOption {
 
 // Decode returns the text of token ids. Bytes that are not UTF-8 become U+FFFD.
 func (c *Client) Decode(ctx context.Context, ids []uint32, options ...DecodeOption) (string, error) {
-	request := &pb.DecodeRequest{Sequences: []*pb.TokenIds{{Ids: ids}}}
-	for _, option := range options {
-		option(request)
-	}
-	response, err := ask(ctx, c, c.stub.Decode, request)
+	decodings, err := c.DecodeBatch(ctx, [][]uint32{ids}, options...)
 	if err != nil {
 		return "", err
 	}
-	return only(response.GetTexts())
+	return decodings[0].Text, nil
 }
 
 // ModelInfo describes the model that is being served.
@@ -256,17 +248,8 @@ func parse(prompt Prompt, options []GenerateOption) (*params, *pb.Prompt, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	if size := proto.Size(kind) + proto.Size(p.generation) + envelopeBytes; size > maxMessageBytes {
-		// gRPC would call the server overloaded, and end a session's stream.
-		return nil, nil, invalid("prompt", "makes a message of %d bytes; at most %d can be sent", size, maxMessageBytes)
+	if err := checkSize("prompt", kind, p.generation); err != nil {
+		return nil, nil, err
 	}
 	return p, kind, nil
-}
-
-func only[T any](items []T) (T, error) {
-	if len(items) != 1 {
-		var none T
-		return none, &ProtocolError{fmt.Sprintf("the server answered one item with %d", len(items))}
-	}
-	return items[0], nil
 }

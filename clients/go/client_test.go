@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	pb "clforge.dev/clforge/clforgev1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 )
@@ -83,6 +86,88 @@ func TestEncodeAndDecodeRoundTrip(t *testing.T) {
 	}
 	if text, _, err := collect(client.Generate(testContext(t), clforge.TokenIDs(ids))); err != nil || text != "Grüße " {
 		t.Errorf("got %q, %v", text, err)
+	}
+}
+
+// Batches come in order, with offsets in characters where they are asked for.
+func TestBatchesHaveOffsets(t *testing.T) {
+	client := newClient(t, newServer(t, 1))
+	plain, err := client.EncodeBatch(testContext(t), []string{"hé", ""})
+	if err != nil || len(plain) != 2 || len(plain[0].TokenIDs) != 3 || len(plain[1].TokenIDs) != 0 || plain[0].Offsets != nil {
+		t.Fatalf("got %+v, %v", plain, err)
+	}
+	expected := []clforge.Offset{{0, 1}, {1, 2}, {1, 2}}
+	encoded, err := client.EncodeBatch(testContext(t), []string{"hé"}, clforge.WithEncodeOffsets())
+	if err != nil || !slices.Equal(encoded[0].Offsets, expected) {
+		t.Errorf("got %+v, %v", encoded, err)
+	}
+	ids := [][]uint32{{}, encoded[0].TokenIDs}
+	decoded, err := client.DecodeBatch(testContext(t), ids, clforge.WithDecodeOffsets())
+	if err != nil || decoded[0].Text != "" || decoded[1].Text != "hé" || !slices.Equal(decoded[1].Offsets, expected) {
+		t.Errorf("got %+v, %v", decoded, err)
+	}
+	texts := []string{"a", "\xff"}
+	var refused *clforge.StatusError
+	if _, err := client.EncodeBatch(testContext(t), texts); !errors.As(err, &refused) || refused.Field != "texts[1]" {
+		t.Errorf("error is %v", err)
+	}
+	long := []string{strings.Repeat("a", 16<<20)}
+	if _, err := client.EncodeBatch(testContext(t), long); !errors.As(err, &refused) || refused.Field != "texts" {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// What a server would fail to read is refused by name.
+func TestDeeplyNestedObjectsAreRefused(t *testing.T) {
+	client := newClient(t, newServer(t, 1))
+	deep := map[string]any{}
+	for range 30 {
+		deep = map[string]any{"a": deep}
+	}
+	messages := []clforge.Message{clforge.User("hi")}
+	if _, err := client.RenderChat(testContext(t), clforge.Chat{Messages: messages, TemplateKwargs: deep}); err != nil {
+		t.Error(err)
+	}
+	deep = map[string]any{"a": []any{deep}}
+	_, err := client.RenderChat(testContext(t), clforge.Chat{Messages: messages, TemplateKwargs: deep})
+	var refused *clforge.StatusError
+	if !errors.As(err, &refused) || !errors.Is(err, clforge.ErrInvalidRequest) || refused.Field != "template_kwargs" {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// Two clients of one address have a connection each: a server of several processes gives each connection to one of them.
+func TestClientsHaveConnectionsOfTheirOwn(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var peers sync.Map
+	server := grpc.NewServer(grpc.UnaryInterceptor(
+		func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			from, _ := peer.FromContext(ctx)
+			peers.Store(from.Addr.String(), true)
+			return handler(ctx, request)
+		}))
+	pb.RegisterTokenizerServiceServer(server, newServer(t, 1))
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	for range 2 {
+		client, err := clforge.New(listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = client.Close() })
+		for range 2 {
+			if _, err := client.Encode(testContext(t), "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	connections := 0
+	peers.Range(func(any, any) bool { connections++; return true })
+	if connections != 2 {
+		t.Errorf("%d connections", connections)
 	}
 }
 

@@ -109,7 +109,7 @@ type Logprob struct {
 }
 
 // TokenLogprobs is the chosen token at one position, and the most likely ones, best first. TextOffset is where the chosen
-// token's text begins in the choice's whole text, in Unicode characters.
+// token's text begins in the choice's whole text: the first Unicode character of which it has a byte.
 type TokenLogprobs struct {
 	Chosen     Logprob
 	Top        []Logprob

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
+const maxNesting = 30 // of objects and lists; servers read messages that are not much deeper
+
 // Prompt is what to continue: a [Text], a [Chat] or [TokenIDs].
 type Prompt interface {
 	promptProto() (*pb.Prompt, error)
@@ -123,11 +125,36 @@ func structs(field string, objects []map[string]any) ([]*structpb.Struct, error)
 }
 
 func newStruct(field string, object map[string]any) (*structpb.Struct, error) {
+	if isTooDeep(object, maxNesting) {
+		return nil, invalid(field, "has objects and lists nested more than %d deep", maxNesting)
+	}
 	result, err := structpb.NewStruct(object)
 	if err != nil {
 		return nil, invalid(field, "must be an object of JSON's types: %v", err)
 	}
 	return result, nil
+}
+
+// isTooDeep tells whether objects and lists within value are nested more than limit deep.
+func isTooDeep(value any, limit int) bool {
+	if limit < 0 {
+		return true
+	}
+	switch value := value.(type) {
+	case map[string]any:
+		for _, item := range value {
+			if isTooDeep(item, limit-1) {
+				return true
+			}
+		}
+	case []any:
+		for _, item := range value {
+			if isTooDeep(item, limit-1) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func checkUTF8(field, text string) error {

@@ -68,6 +68,7 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self) -> None:
         self.scripts: list[list[Step]] = []
         self.requests: list[Any] = []
+        self.peers: list[str] = []
         self.cancelled = asyncio.Event()
         self.live: dict[str, generation_pb2.RequestInfo] = {}  # by global id
         self.loads: list[generation_pb2.Load | status_pb2.Status] = []
@@ -112,12 +113,22 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
         """One id per byte."""
+        self.peers.append(context.peer())
         sequences = [tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
-        return tokenizer_pb2.EncodeResponse(sequences=sequences)
+        offsets = [_offsets(text.encode()) for text in request.texts] if request.with_offsets else []
+        return tokenizer_pb2.EncodeResponse(sequences=sequences, offsets=offsets)
 
     async def Decode(self, request: tokenizer_pb2.DecodeRequest, context: Context) -> tokenizer_pb2.DecodeResponse:
-        """One byte per id."""
-        return tokenizer_pb2.DecodeResponse(texts=[bytes(each.ids).decode() for each in request.sequences])
+        """One byte per id; others are refused."""
+        for number, sequence in enumerate(request.sequences):
+            for index, token_id in enumerate(sequence.ids):
+                if token_id > 0xFF:
+                    error = status(grpc.StatusCode.INVALID_ARGUMENT, field=f"sequences[{number}].ids[{index}]")
+                    error.message = f"sequences[{number}].ids[{index}] is {token_id}"
+                    await context.abort_with_status(rpc_status.to_status(error))
+        offsets = [_offsets(bytes(each.ids)) for each in request.sequences] if request.with_offsets else []
+        texts = [bytes(each.ids).decode() for each in request.sequences]
+        return tokenizer_pb2.DecodeResponse(texts=texts, offsets=offsets)
 
     async def RenderChat(
         self, request: tokenizer_pb2.RenderChatRequest, context: Context
@@ -163,6 +174,12 @@ class ScriptedServer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+
+def _offsets(data: bytes) -> tokenizer_pb2.TokenOffsets:
+    """Of one id per byte of a text."""
+    owners = [index for index, character in enumerate(data.decode()) for _ in character.encode()]
+    return tokenizer_pb2.TokenOffsets(starts=owners, ends=[owner + 1 for owner in owners])
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -15,10 +16,23 @@ from google.protobuf.json_format import MessageToDict
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 import clforge
-from clforge import Accepted, Chat, Client, Delta, Finished, FinishReason, Message, RenderedChat
+import clforge.client
+from clforge import (
+    Accepted,
+    Chat,
+    Client,
+    Decoding,
+    Delta,
+    Encoding,
+    Finished,
+    FinishReason,
+    Message,
+    RenderedChat,
+)
+from clforge.fields import MAX_MESSAGE_BYTES, MAX_NESTING
 from clforge.flow_control import CreditWindow, Outgoing
 from clforge.params import params_to_proto
-from clforge.v1 import generation_pb2, tokenizer_pb2
+from clforge.v1 import generation_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from clforge.v1.generation_pb2 import Update
 from tests.clforge.scripted_server import (
     Context,
@@ -32,6 +46,7 @@ from tests.clforge.scripted_server import (
     running,
     status,
 )
+from tests.service_common.test_rpc import unknown_options
 
 
 @pytest.fixture
@@ -121,14 +136,32 @@ async def test_a_conversation_is_a_prompt_everywhere(server: ScriptedServer, cli
     assert [message.content for message in heard[0].prompt.chat.messages] == ["Be", "Hi"]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """An object in an object, and so on."""
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 @pytest.mark.parametrize(
     ("chat", "name"),
     [
-        (Chat([{"role": "user", "content": [{"type": "text"}]}]), "messages[0]"),  # type: ignore[typeddict-item]
+        (Chat([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content"),  # type: ignore[typeddict-item]
         (Chat([{"role": "user", "text": "x"}], system="x"), "messages[1]"),  # type: ignore[typeddict-unknown-key]
         (Chat(["hi"]), "messages[0]"),  # type: ignore[list-item]
-        (Chat("x", tools=[{"f": object()}]), "tools[0]"),
-        (Chat("x", template_kwargs={"f": {1}}), "template_kwargs"),
+        (Chat("x", tools=[{"f": object()}]), "tools[0].f"),
+        (Chat("x", tools=5), "tools"),  # type: ignore[arg-type]
+        (Chat("x", template_kwargs={"f": {1}}), "template_kwargs.f"),
+        (Chat("x", template_kwargs={"f": ["a", b"b"]}), "template_kwargs.f[1]"),
+        (Chat("x", template_kwargs={1: 2}), "template_kwargs"),  # type: ignore[dict-item]
+        (Chat("x", template_kwargs={"f": 10**400}), "template_kwargs.f"),
+        (Chat("x", template_kwargs={"f": float("nan")}), "template_kwargs.f"),
+        (Chat("x", template_kwargs=[1]), "template_kwargs"),  # type: ignore[arg-type]
+        (Chat("x", template_kwargs=nested(MAX_NESTING + 1)), "template_kwargs" + ".a" * (MAX_NESTING + 1)),
+        (Chat("x\ud800"), "messages"),
+        (Chat([{"role": "user", "content": "\ud800"}]), "messages[0].content"),
+        (Chat([{"role": "a", "tool_calls": [{"\ud800": 1}]}]), "messages[0].tool_calls[0]"),
+        (Chat([{"role": "a", "tool_calls": [1]}]), "messages[0].tool_calls[0]"),  # type: ignore[list-item]
+        (Chat("x", "\ud800"), "system"),
+        (Chat(5), "messages"),  # type: ignore[arg-type]
     ],
 )
 async def test_a_conversation_that_cannot_be_sent_is_refused_by_name(client: Client, chat: Chat, name: str) -> None:
@@ -143,9 +176,17 @@ async def test_a_conversation_that_cannot_be_sent_is_refused_by_name(client: Cli
     [
         ("max_tokens", -1),
         ("max_tokens", 1 << 40),
+        ("max_tokens", 2.5),
+        ("n", "two"),
+        ("model", 5),
+        ("model", "\ud800"),
+        ("cache_salt", "\ud800"),
+        ("timeout", "5"),
+        ("timeout", float("nan")),
+        ("timeout", 1e30),
+        ("stop", 5),
         ("seed", "abc"),
         ("stop", "not a list"),
-        ("stop_token_ids", [-1]),
         ("timeout", float("inf")),
         ("temperature", "warm"),
     ],
@@ -155,6 +196,112 @@ async def test_what_a_message_cannot_hold_is_refused_by_name(client: Client, nam
     with pytest.raises(clforge.InvalidRequestError, match=f"^{name} is ") as caught:
         client.generate("x", **{name: value})
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "name"),
+    [
+        ("x\ud800", {}, "prompt"),
+        ([1, -1], {}, "prompt[1]"),
+        ([1.5], {}, "prompt[0]"),
+        ([1 << 32], {}, "prompt[0]"),
+        ({1: 2}, {}, "prompt"),
+        (None, {}, "prompt"),
+        ("x" * MAX_MESSAGE_BYTES, {}, "prompt"),
+        ("x", {"stop": ["a", "\ud800"]}, "stop[1]"),
+        ("x", {"stop": ["a", 1]}, "stop[1]"),
+        ("x", {"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ("x", {"stop_token_ids": [1, 2.0]}, "stop_token_ids[1]"),
+    ],
+)
+async def test_what_is_wrong_in_a_request_is_told_by_each_door(
+    server: ScriptedServer, client: Client, prompt: Any, params: Any, name: str
+) -> None:
+    """`generate`, `complete` and a session refuse alike, before anything is sent."""
+
+    async def talk(incoming: Incoming, context: Context) -> AsyncIterator[list[Update]]:
+        async for _ in incoming:
+            yield []
+
+    server.talk = talk
+    async with client.session() as session:
+        doors: list[Any] = [client.generate, client.complete, session.generate, session.submit]
+        for door in doors:
+            with pytest.raises(clforge.InvalidRequestError) as caught:
+                await door(prompt, **params)  # `generate` raises before there is anything to iterate over
+            assert caught.value.field == name
+            assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda client: client.encode("\ud800"), "text"),
+        (lambda client: client.encode(b"x"), "text"),
+        (lambda client: client.encode_batch("abc"), "texts"),
+        (lambda client: client.encode_batch(["a", "\udfff"]), "texts[1]"),
+        (lambda client: client.encode_batch(["x" * MAX_MESSAGE_BYTES]), "texts"),
+        (lambda client: client.decode([-1]), "token_ids[0]"),
+        (lambda client: client.decode([1, 2**33]), "token_ids[1]"),
+        (lambda client: client.decode("12"), "token_ids"),
+        (lambda client: client.decode(12), "token_ids"),
+        (lambda client: client.decode_batch([[1], [2.5]]), "sequences[1][0]"),
+        (lambda client: client.decode_batch([1]), "sequences[0]"),
+    ],
+)
+async def test_what_no_tokenizer_takes_is_refused_by_name(
+    client: Client, call: Callable[[Any], Awaitable[Any]], name: str
+) -> None:
+    """The error names the field, before anything is sent."""
+    with pytest.raises(clforge.InvalidRequestError, match=re.escape(name)) as caught:
+        await call(client)
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("window", [0, 2.5, 1 << 31])
+async def test_a_window_that_cannot_be_is_refused(client: Client, window: Any) -> None:
+    """A session without room for a token would wait forever, and credit has its limit."""
+    with pytest.raises(clforge.InvalidRequestError, match="window is"):
+        client.session(window=window)
+
+
+async def test_nested_objects_arrive(server: ScriptedServer, client: Client) -> None:
+    """What the client lets through, the server can read."""
+    server.scripts = [[accepted(), finished(1)]]
+    turns: list[Message] = [{"role": "assistant", "tool_calls": [nested(MAX_NESTING)]}]
+    [event async for event in client.chat(turns)]
+    assert MessageToDict(server.requests[0].prompt.chat.messages[0].tool_calls[0]) == nested(MAX_NESTING)
+
+
+async def test_offsets_come_with_batches(client: Client) -> None:
+    """Texts in order, each with its ids, and what each id stands for where that is asked for."""
+    assert await client.encode("hé") == tuple("hé".encode())
+    plain = await client.encode_batch(["hé", ""])
+    assert plain == (Encoding(tuple("hé".encode())), Encoding(()))
+    (encoding,) = await client.encode_batch(["hé"], with_offsets=True)
+    assert encoding.offsets == ((0, 1), (1, 2), (1, 2))
+    assert await client.decode(encoding.token_ids) == "hé"
+    assert await client.decode_batch([encoding.token_ids, []]) == (Decoding("hé"), Decoding(""))
+    assert await client.decode_batch([encoding.token_ids], with_offsets=True) == (Decoding("hé", encoding.offsets),)
+
+
+async def test_clients_of_one_process_have_connections_of_their_own() -> None:
+    """Two of one address: a server of several processes gives each connection to one of them."""
+    servicer = ScriptedServer()  # type: ignore[abstract]
+    server = grpc.aio.server()
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with Client(target) as one, Client(target) as two:
+        for client in (one, two, one):
+            await client.encode("x")
+    await server.stop(None)
+    assert servicer.peers[0] == servicer.peers[2] != servicer.peers[1]
+
+
+def test_every_channel_option_is_known_to_grpc() -> None:
+    """gRPC ignores what it does not know."""
+    assert unknown_options(clforge.client) == []
 
 
 async def test_a_long_value_is_shown_by_its_beginning(client: Client) -> None:

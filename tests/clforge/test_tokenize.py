@@ -98,6 +98,18 @@ def test_decode_gives_back_what_encode_took(terminal: Terminal, vocab: Path) -> 
     assert json.loads(shown.out) == {"text": text}
 
 
+def test_offsets_tell_what_each_id_stands_for(terminal: Terminal, vocab: Path) -> None:
+    """In characters, beside the ids or the text, in a form that decode reads."""
+    encoded = terminal("encode", "--vocab", str(vocab), "--json", "--offsets", stdin=TEXT)
+    shown = json.loads(encoded.out)
+    ids, ranges = loaded(vocab).encode_with_offsets(TEXT)
+    assert shown == {"ids": ids, "offsets": [list(span) for span in ranges]}
+    decoded = terminal("decode", "--vocab", str(vocab), "--json", "--offsets", stdin=encoded.out)
+    text, ranges = loaded(vocab).decode_with_offsets(ids)
+    assert json.loads(decoded.out) == {"text": text, "offsets": [list(span) for span in ranges]}
+    assert terminal("decode", "--vocab", str(vocab), stdin=encoded.out) == Ended(0, TEXT, "")
+
+
 def test_special_tokens_are_spelled_out_when_asked_for(terminal: Terminal, vocab: Path) -> None:
     """Otherwise they are no text."""
     bos = loaded(vocab).bos_text
@@ -126,13 +138,15 @@ def test_what_is_no_list_of_ids_is_refused(text: str) -> None:
 
 
 def test_wrong_input_is_told_in_one_line(terminal: Terminal, vocab: Path) -> None:
-    """What is not UTF-8 or no id exits with 2; an id that the vocabulary lacks is a request that fails, with 1."""
+    """What is not UTF-8, or no id of the vocabulary, exits with 2, and says which it is."""
     cases = [
         (("encode",), b"abc\xff", exit_codes.USAGE, "not UTF-8: byte 0xff at 3"),
         (("encode",), b"\xed\xa0\x80", exit_codes.USAGE, "not UTF-8"),  # a lone surrogate
         (("decode",), b"\x80", exit_codes.USAGE, "not UTF-8"),
         (("decode",), b"x", exit_codes.USAGE, "'x' is no token id"),
-        (("decode",), b"100000", exit_codes.FAILED, "token_ids is 100000; must be 0 to"),
+        (("decode",), b"1 100000", exit_codes.USAGE, "token_ids[1] is 100000; must be 0 to"),
+        (("encode", "--offsets"), b"x", exit_codes.USAGE, "--offsets needs --json"),
+        (("decode", "--offsets"), b"1", exit_codes.USAGE, "--offsets needs --json"),
         (("encode", "--pre-tokenizer", "crystal"), b"x", exit_codes.USAGE, "crystal"),
     ]
     for (command, *options), stdin, code, message in cases:
@@ -178,6 +192,7 @@ def test_help_teaches_by_examples(terminal: Terminal) -> None:
         assert ended.code == 0
         assert f"clforge {command} --vocab model.gguf" in ended.out
         assert "Exit codes: 0 done" in " ".join(ended.out.split())
+        assert ("no ids at all have an empty text" in " ".join(ended.out.split())) == (command == "decode")
 
 
 async def test_a_server_can_answer_instead(tmp_path: Path) -> None:
@@ -187,6 +202,11 @@ async def test_a_server_can_answer_instead(tmp_path: Path) -> None:
         assert (encoded.code, json.loads(encoded.out)) == (0, {"ids": list("hö\n".encode())})
         assert await run("decode", "--target", target, stdin=encoded.out.encode()) != encoded
         assert (await run("decode", "--target", target, stdin=b"104 105 10")) == Ended(0, "hi\n", "")
+        encoded = await run("encode", "--target", target, "--json", "--offsets", stdin="hö".encode())
+        assert json.loads(encoded.out)["offsets"] == [[0, 1], [1, 2], [1, 2]]
+        refused = await run("decode", "--target", target, stdin=b"104 256")
+        assert (refused.code, refused.out) == (exit_codes.USAGE, "")
+        assert "sequences[0].ids[1]" in refused.err
     gone = await run("encode", "--target", target, stdin=b"x")
     assert (gone.code, gone.out) == (exit_codes.UNREACHABLE, "")
 

@@ -18,20 +18,25 @@ from tests.tokenizer_service.vocabulary_builder import (
     word_piece_keys,
 )
 from tokenizer_service.detokenizer import Detokenizer
+from tokenizer_service.offsets import ranges_of_bytes
 from tokenizer_service.vocabulary import Vocabulary
 
 
 def _check_law(tokens: Vocabulary, ids: list[int], *, skip_special: bool) -> None:
     detokenizer = Detokenizer(tokens, skip_special=skip_special)
-    texts, num_silent = [], sum(not tokens.token_bytes(token_id, skip_special=skip_special) for token_id in ids)
+    pieces = [tokens.token_bytes(token_id, skip_special=skip_special) for token_id in ids]
+    texts, starts, num_silent = [], [], pieces.count(b"")
     for token_id in ids:
         texts.append(detokenizer.push(token_id))
+        starts.append(detokenizer.token_start)
         assert detokenizer.held_tokens <= 3 + num_silent
     texts.append(detokenizer.flush())
     for text in texts:
         text.encode("utf-8")
     assert "".join(texts) == tokens.decode_continuation(ids, skip_special=skip_special)
     assert detokenizer.held_tokens == 0
+    assert detokenizer.num_characters == len("".join(texts))
+    assert starts == [start for start, _ in ranges_of_bytes(pieces)]
 
 
 def _check_random_ids(tokens: Vocabulary, num_sequences: int, seed: int) -> None:

@@ -152,12 +152,23 @@ async def test_echo_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_logprobs_tell_where_their_text_begins(tmp_path: Path) -> None:
-    """In characters of the whole text, echo included: a character is of the token that completes it."""
+    """In characters of the whole text, echo included: a character is of every token that has a byte of it."""
     async with world(tmp_path, byte_tokens("a€b")) as service:
         answer = await service.stub.Complete(plain("né", logprobs=0, echo=True, stopping=StopParams(stop=["b?"])))
         assert answer.choices[0].text == "néa€b"
         assert [entry.text_offset for entry in answer.choices[0].logprobs] == [2, 3, 3, 3, 4]
         assert [entry.chosen.token for entry in answer.choices[0].logprobs][-1] == b"b"
+
+
+async def test_after_an_incomplete_character_text_begins_after_its_replacement(tmp_path: Path) -> None:
+    """The U+FFFD belongs to the tokens whose bytes it replaces, and to no other."""
+    broken = [*byte_tokens("€")[:2], *byte_tokens("a"), *byte_tokens("€")[:1], *byte_tokens("é")]
+    async with world(tmp_path, broken) as service:
+        choice = (await service.stub.Complete(plain(logprobs=0))).choices[0]
+        assert choice.text == "\ufffda\ufffdé"
+        assert [entry.text_offset for entry in choice.logprobs] == [0, 0, 1, 2, 3, 3]
+        request = pb.DecodeRequest(sequences=[pb.TokenIds(ids=choice.token_ids)], with_offsets=True)
+        assert list((await service.stub.Decode(request)).offsets[0].starts) == [0, 0, 1, 2, 3, 3]
 
 
 async def test_model_info_tells_where_the_chat_template_is_from(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from gguf import TokenType
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clforge.v1.generation_pb2 import SECTION_ANSWER, SECTION_MARK, SECTION_REASONING, Section
@@ -89,6 +89,7 @@ _BEGINS = {1: R, 2: A, 3: R, 4: A}
 
 @settings(max_examples=500, deadline=None)
 @given(ids=st.lists(st.sampled_from(sorted(_TOKENS)), max_size=12), within=st.booleans(), late=st.integers(0, 12))
+@example(ids=[1, 7, 6, 8, 1], within=False, late=8)  # a spelled mark of which the last character is late
 def test_token_marks_count_wherever_they_come(ids: list[int], within: bool, late: int) -> None:
     """A mark that is a token begins its section in the middle of an answer too, with text or without; text that comes
     late, because a stop string was possible, changes nothing."""

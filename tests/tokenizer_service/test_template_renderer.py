@@ -17,7 +17,7 @@ from service_common.errors import ResourceExhaustedError, UnavailableError
 from tests.tokenizer_service.chat_builder import CHATML, ChatTester, chat, chat_tester
 from tests.tokenizer_service.test_chat_template import LOOP
 from tokenizer_service.render_limits import RenderLimits
-from tokenizer_service.template_renderer import MAX_WAITING, RenderError, TemplateRenderer
+from tokenizer_service.template_renderer import MAX_WAITING, MAX_WAITING_CHARACTERS, RenderError, TemplateRenderer
 
 REQUEST = TemplateRenderer.request("{{ x }}", {"x": "y"})
 
@@ -140,13 +140,31 @@ async def test_who_leaves_is_not_waited_for(renderer: TemplateRenderer) -> None:
 
 async def test_too_many_at_once_are_told_to_come_back(renderer: TemplateRenderer) -> None:
     """Beyond MAX_WAITING conversations the next is RESOURCE_EXHAUSTED, with a time to come back at."""
-    waiting = [asyncio.create_task(renderer.render(REQUEST)) for _ in range(MAX_WAITING)]
+    waiting = [asyncio.create_task(renderer.render(REQUEST)) for _ in range(1 + MAX_WAITING)]
     await asyncio.sleep(0)
     with pytest.raises(ResourceExhaustedError, match=str(MAX_WAITING)) as caught:
         await renderer.render(REQUEST)
     assert caught.value.retry_after_seconds == 1.0
     for task in waiting:
         task.cancel()
+
+
+async def test_too_much_text_at_once_is_told_to_come_back(renderer: TemplateRenderer) -> None:
+    """What waits is bounded in characters, too; who gives up takes the text out of the line."""
+    large = REQUEST + b" " * (MAX_WAITING_CHARACTERS // 2)
+    first = asyncio.create_task(renderer.render(REQUEST))
+    waiting = asyncio.create_task(renderer.render(large))
+    await asyncio.sleep(0)
+    with pytest.raises(ResourceExhaustedError, match=f"limit, which is {MAX_WAITING_CHARACTERS}") as caught:
+        await renderer.render(large)
+    assert (caught.value.reason, caught.value.retry_after_seconds) == ("TOO_MUCH_TEXT", 1.0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    again = asyncio.create_task(renderer.render(large))
+    await asyncio.sleep(0)
+    assert not again.done()
+    again.cancel()
+    await first
 
 
 async def test_fifty_conversations_at_once_keep_their_own(tester: ChatTester) -> None:

@@ -186,13 +186,48 @@ async def test_encode_and_decode_follow_their_switches(tmp_path: Path) -> None:
         assert (await decode(pb.DecodeRequest(sequences=[broken]))).texts == ["\ufffd"]
 
 
+async def test_offsets_come_when_asked_for(tmp_path: Path) -> None:
+    """One list for each text, of the text as it was given or as it is decoded; the ids and texts are the same."""
+    async with world(tmp_path) as service:
+        texts = ["the é", "", " the"]
+        encoded = await service.stub.Encode(pb.EncodeRequest(texts=texts, with_offsets=True))
+        assert encoded.sequences == (await service.stub.Encode(pb.EncodeRequest(texts=texts))).sequences
+        assert [_spelled(*pair) for pair in zip(texts, encoded.offsets, strict=True)] == [
+            ["", "the", " ", "é", "é"],
+            [""],
+            ["", "", " the"],
+        ]
+        decoded = await service.stub.Decode(pb.DecodeRequest(sequences=encoded.sequences, with_offsets=True))
+        assert list(decoded.texts) == texts
+        assert decoded.offsets == encoded.offsets
+
+
+async def test_an_answer_too_long_to_be_sent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a remedy, before gRPC calls the server overloaded."""
+    monkeypatch.setattr("tokenizer_service.batches.MAX_MESSAGE_BYTES", 100)
+    async with world(tmp_path) as service:
+        error = await rpc_failure(service.stub.Encode(pb.EncodeRequest(texts=["x" * 90])))
+        assert (error.code, error.field, error.reason) == (Code.OUT_OF_RANGE, "texts", "ANSWER_TOO_LONG")
+        error = await rpc_failure(service.stub.Decode(_ids([4] * 90, [4] * 90)))
+        assert (error.code, error.field, error.reason) == (Code.OUT_OF_RANGE, "sequences", "ANSWER_TOO_LONG")
+
+
+def _spelled(text: str, offsets: pb.TokenOffsets) -> list[str]:
+    return [text[start:end] for start, end in zip(offsets.starts, offsets.ends, strict=True)]
+
+
+def _ids(*sequences: list[int]) -> pb.DecodeRequest:
+    return pb.DecodeRequest(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
+
+
 @pytest.mark.parametrize(
     ("rpc", "request_", "code", "field"),
     [
         ("Encode", pb.EncodeRequest(texts=["x"] * 1025), Code.INVALID_ARGUMENT, "texts"),
         ("Encode", pb.EncodeRequest(texts=["x" * (MAX_PROMPT_BYTES // 2 + 1)] * 2), Code.OUT_OF_RANGE, "texts[1]"),
-        ("Decode", pb.DecodeRequest(sequences=[pb.TokenIds()] * 1025), Code.INVALID_ARGUMENT, "sequences"),
-        ("Decode", pb.DecodeRequest(sequences=[pb.TokenIds(ids=[302])]), Code.INVALID_ARGUMENT, "sequences[0].ids"),
+        ("Decode", _ids(*[[]] * 1025), Code.INVALID_ARGUMENT, "sequences"),
+        ("Decode", _ids([302]), Code.INVALID_ARGUMENT, "sequences[0].ids[0]"),
+        ("Decode", _ids([], [3, 5, 302, 303]), Code.INVALID_ARGUMENT, "sequences[1].ids[2]"),
         ("RenderChat", pb.RenderChatRequest(), Code.INVALID_ARGUMENT, "chat.messages"),
         ("Embed", pb.EmbedRequest(), Code.UNIMPLEMENTED, None),
         ("CancelRequest", pb.CancelRequestRequest(global_id="0"), Code.NOT_FOUND, None),

@@ -204,7 +204,7 @@ def test_bytes_that_are_not_utf8_become_replacement_characters() -> None:
 def test_ids_outside_the_vocabulary_are_refused_or_replaced(token_id: int) -> None:
     """decode refuses an unknown id and names it; token_bytes, which streams use, gives U+FFFD."""
     tokens = vocabulary(spm_keys())
-    with pytest.raises(InvalidArgumentError, match=f"token_ids is {token_id}; must be 0 to 301"):
+    with pytest.raises(InvalidArgumentError, match=rf"token_ids\[1\] is {token_id}; must be 0 to 301"):
         tokens.decode([3, token_id])
     assert tokens.token_bytes(token_id) == "\ufffd".encode()
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"clforge.dev/clforge"
 	pb "clforge.dev/clforge/clforgev1"
@@ -107,6 +108,9 @@ func (s *Server) Encode(_ context.Context, request *pb.EncodeRequest) (*pb.Encod
 	response := &pb.EncodeResponse{}
 	for _, text := range request.GetTexts() {
 		response.Sequences = append(response.Sequences, &pb.TokenIds{Ids: encode(text)})
+		if request.GetWithOffsets() {
+			response.Offsets = append(response.Offsets, offsets(text))
+		}
 	}
 	return response, nil
 }
@@ -116,6 +120,9 @@ func (s *Server) Decode(_ context.Context, request *pb.DecodeRequest) (*pb.Decod
 	response := &pb.DecodeResponse{}
 	for _, sequence := range request.GetSequences() {
 		response.Texts = append(response.Texts, decode(sequence.GetIds()))
+		if request.GetWithOffsets() {
+			response.Offsets = append(response.Offsets, offsets(string(bytesOf(sequence.GetIds()))))
+		}
 	}
 	return response, nil
 }
@@ -165,9 +172,27 @@ func encode(text string) []uint32 {
 }
 
 func decode(ids []uint32) string {
+	return string([]rune(string(bytesOf(ids)))) // in which each byte that is not UTF-8 is U+FFFD
+}
+
+func bytesOf(ids []uint32) []byte {
 	text := make([]byte, len(ids))
 	for i, id := range ids {
 		text[i] = byte(id)
 	}
-	return strings.ToValidUTF8(string(text), "\uFFFD")
+	return text
+}
+
+// offsets tells for each byte of a text its character.
+func offsets(text string) *pb.TokenOffsets {
+	result := &pb.TokenOffsets{}
+	for number, rest := uint32(0), text; rest != ""; number++ {
+		_, size := utf8.DecodeRuneInString(rest)
+		for range size {
+			result.Starts = append(result.Starts, number)
+			result.Ends = append(result.Ends, number+1)
+		}
+		rest = rest[size:]
+	}
+	return result
 }

@@ -1523,8 +1523,10 @@ type TokenLogprobs struct {
 	Chosen *Logprob `protobuf:"bytes,1,opt,name=chosen,proto3" json:"chosen,omitempty"`
 	// The most likely tokens, best first, ties by lowest id.
 	Top []*Logprob `protobuf:"bytes,2,rep,name=top,proto3" json:"top,omitempty"`
-	// Where the chosen token's text begins in the choice's whole text, an echoed prompt included; in Unicode characters. A character
-	// of several tokens belongs to the last of them. Set by the tokenizer service.
+	// Where the chosen token's text begins in the choice's whole text, an echoed prompt included: the first Unicode character of
+	// which the token has a byte. So tokens that share a character have the same offset, and the token after a character that was
+	// never completed begins after the U+FFFD in its place. A token without text begins after the last character that has begun
+	// before it. Set by the tokenizer service.
 	TextOffset    uint32 `protobuf:"varint,3,opt,name=text_offset,json=textOffset,proto3" json:"text_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from clforge.params import Params
     from clforge.session import Request, Session
     from clforge.tls import TLS
+    from clforge.tokens import Decoding, Encoding
 
 __all__ = [
     "TLS",
@@ -63,7 +64,9 @@ __all__ = [
     "Completion",
     "ConnectionLostError",
     "DeadlineError",
+    "Decoding",
     "Delta",
+    "Encoding",
     "Event",
     "FailedPreconditionError",
     "FinishReason",
@@ -97,7 +100,7 @@ __all__ = [
 ]
 
 _MODULES = tuple(
-    f"clforge.{name}" for name in ("client", "session", "chat", "params", "events", "load", "tls", "errors")
+    f"clforge.{name}" for name in ("client", "session", "chat", "params", "events", "load", "tls", "tokens", "errors")
 )
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Required, TypedDict
 
-from google.protobuf.struct_pb2 import Struct
-
 from clforge.errors import invalid
+from clforge.fields import fill, items, text
 from clforge.v1 import generation_pb2 as pb
 
 
@@ -50,24 +49,30 @@ class RenderedChat:
 def chat_to_proto(chat: Chat) -> pb.Chat:
     """The message. InvalidRequestError for what it cannot hold."""
     result = pb.Chat()
-    turns: list[Message] = [] if chat.system is None else [{"role": "system", "content": chat.system}]
-    turns += [{"role": "user", "content": chat.messages}] if isinstance(chat.messages, str) else chat.messages
-    for index, turn in enumerate(turns):
-        try:
-            result.messages.add(**{name: value for name, value in turn.items() if value is not None})
-        except (TypeError, ValueError, AttributeError) as error:
-            others = "name, tool_calls, tool_call_id, reasoning_content"
-            limit = f"must have role and, where they apply, content (a text), {others}"
-            raise invalid(f"messages[{index}]", turn, limit) from error
-    for index, tool in enumerate(chat.tools):
-        _fill(result.tools.add(), tool, f"tools[{index}]")
+    if chat.system is not None:
+        result.messages.add(role="system", content=text(chat.system, "system"))
+    if isinstance(chat.messages, str):
+        result.messages.add(role="user", content=text(chat.messages, "messages"))
+    else:
+        for turn in items(chat.messages, "messages"):
+            index = len(result.messages)
+            _fill_message(result.messages.add(), turn, f"messages[{index}]")
+    for index, tool in enumerate(items(chat.tools, "tools")):
+        fill(result.tools.add(), tool, f"tools[{index}]")
     if chat.template_kwargs is not None:
-        _fill(result.template_kwargs, chat.template_kwargs, "template_kwargs")
+        fill(result.template_kwargs, chat.template_kwargs, "template_kwargs")
     return result
 
 
-def _fill(struct: Struct, fields: Mapping[str, Any], name: str) -> None:
-    try:
-        struct.update(fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise invalid(name, fields, "must be an object of JSON's types") from error
+def _fill_message(message: pb.ChatMessage, turn: Any, field: str) -> None:
+    if not isinstance(turn, Mapping) or not turn.keys() <= Message.__annotations__.keys():
+        others = "name, tool_calls, tool_call_id, reasoning_content"
+        raise invalid(field, turn, f"must have role and, where they apply, content (a text), {others}")
+    for name, value in turn.items():
+        if value is None:
+            continue
+        if name == "tool_calls":
+            for index, call in enumerate(items(value, f"{field}.tool_calls")):
+                fill(message.tool_calls.add(), call, f"{field}.tool_calls[{index}]")
+        else:
+            setattr(message, name, text(value, f"{field}.{name}"))

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
-from clforge import retry
+from clforge import fields, retry
 from clforge.chat import Chat, Message, RenderedChat, chat_to_proto
 from clforge.errors import ConnectionLostError, ProtocolError, UnreachableError, from_rpc_error
 from clforge.events import Completion, Event, ModelInfo
+from clforge.fields import MAX_MESSAGE_BYTES, check_size
 from clforge.load import Load, RequestInfo, load_from_proto, request_info_from_proto
-from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
+from clforge.params import Params, Prompt, model_name, num_choices, params_to_proto, prompt_to_proto, set_timeout
 from clforge.session import Session
 from clforge.tls import TLS, authorization
+from clforge.tokens import Decoding, Encoding, decode_request, decodings, encode_request, encodings
 from clforge.updates import UpdateReader, completion_from_proto, model_info_from_proto
 from clforge.v1 import tokenizer_pb2 as pb
 from clforge.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
-_MAX_MESSAGE_BYTES = 16 << 20
 _CALL_SECONDS = 30.0  # for calls that generate nothing
 
 _SEVERAL_ADDRESSES = ("dns:", "ipv4:", "ipv6:")  # schemes of targets that may be more than one server
@@ -114,8 +115,9 @@ class Client:
         request: at once with `contextlib.aclosing`, else when the iterator is collected.
         """
         request = pb.GenerateRequest(
-            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=params.get("model", "")
+            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=model_name(params)
         )
+        check_size(request, "prompt")
         retries = retry.Retries(self._retry_seconds, params.get("timeout"))
 
         def attempt() -> AsyncGenerator[Event, None]:
@@ -127,8 +129,9 @@ class Client:
     async def complete(self, prompt: Prompt, **params: Unpack[Params]) -> Completion:
         """Generates, and returns the whole answer. Parameters as for `generate`."""
         request = pb.CompleteRequest(
-            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=params.get("model", "")
+            prompt=prompt_to_proto(prompt), params=params_to_proto(params), model=model_name(params)
         )
+        check_size(request, "prompt")
         retries = retry.Retries(self._retry_seconds, params.get("timeout"))
 
         async def attempt() -> pb.CompleteResponse:
@@ -163,6 +166,7 @@ class Client:
     ) -> RenderedChat:
         """The prompt that `chat` would generate from, as text and as token ids."""
         request = pb.RenderChatRequest(chat=chat_to_proto(Chat(messages, system, tools, template_kwargs)))
+        check_size(request, "messages")
         response = await self._ask(
             lambda: self._stub.RenderChat(request, timeout=_CALL_SECONDS, metadata=self._metadata)
         )
@@ -174,15 +178,38 @@ class Client:
         `add_special` adds the begin- and end-of-text tokens that the model asks for; `parse_special` reads special
         tokens spelled in the text as such.
         """
-        request = pb.EncodeRequest(texts=[text], add_special=add_special, parse_special=parse_special)
+        text = fields.text(text, "text")
+        (encoding,) = await self.encode_batch([text], add_special=add_special, parse_special=parse_special)
+        return encoding.token_ids
+
+    async def encode_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        with_offsets: bool = False,
+    ) -> tuple[Encoding, ...]:
+        """The token ids of up to 1024 texts, in order, and with `with_offsets` which part of its text each stands for.
+        Otherwise as `encode`."""
+        request = encode_request(texts, add_special=add_special, parse_special=parse_special, with_offsets=with_offsets)
         response = await self._ask(lambda: self._stub.Encode(request, timeout=_CALL_SECONDS, metadata=self._metadata))
-        return tuple(_only(response.sequences).ids)
+        return encodings(request, response)
 
     async def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD; `skip_special` leaves out control tokens."""
-        request = pb.DecodeRequest(sequences=[pb.TokenIds(ids=token_ids)], skip_special=skip_special)
+        ids = fields.token_ids(token_ids, "token_ids")
+        (decoding,) = await self.decode_batch([ids], skip_special=skip_special)
+        return decoding.text
+
+    async def decode_batch(
+        self, sequences: Iterable[Iterable[int]], *, skip_special: bool = True, with_offsets: bool = False
+    ) -> tuple[Decoding, ...]:
+        """The texts of up to 1024 lists of token ids, in order, and with `with_offsets` which part of its text each id
+        stands for. Otherwise as `decode`."""
+        request = decode_request(sequences, skip_special=skip_special, with_offsets=with_offsets)
         response = await self._ask(lambda: self._stub.Decode(request, timeout=_CALL_SECONDS, metadata=self._metadata))
-        return _only(response.texts)
+        return decodings(request, response)
 
     async def model_info(self) -> ModelInfo:
         """The model that is being served."""
@@ -253,7 +280,7 @@ class Client:
             call.cancel()
 
     async def _events(self, request: pb.GenerateRequest) -> AsyncGenerator[Event, None]:
-        updates = UpdateReader(request.params.n if request.params.HasField("n") else 1)
+        updates = UpdateReader(num_choices(request.params))
         answered = False
         call = self._stub.Generate(request, metadata=self._metadata)
         try:
@@ -271,8 +298,10 @@ class Client:
 
 def _channel_options(target: str, connect_seconds: float) -> list[tuple[str, Any]]:
     options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # A Client is a connection of its own: a process with several of them reaches several workers of a server.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.keepalive_time_ms", 60_000),  # a prefill may send nothing for long
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -283,9 +312,3 @@ def _channel_options(target: str, connect_seconds: float) -> list[tuple[str, Any
     if target.startswith(_SEVERAL_ADDRESSES):
         options.append(("grpc.service_config", _ROUND_ROBIN))
     return options
-
-
-def _only(items: Sequence[_T]) -> _T:
-    if len(items) != 1:
-        raise ProtocolError(f"the server answered one item with {len(items)}")
-    return items[0]

@@ -66,7 +66,8 @@ class Logprob:
 class TokenLogprobs:
     """The chosen token at one position, and the most likely ones, best first.
 
-    `text_offset` is where the chosen token's text begins in the choice's whole text, in characters.
+    `text_offset` is where the chosen token's text begins in the choice's whole text: the first character of which it
+    has a byte.
     """
 
     chosen: Logprob

@@ -6,14 +6,17 @@ hold is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias, TypedDict
 
 from clforge.chat import Chat, chat_to_proto
 from clforge.errors import invalid
+from clforge.fields import text, texts, token_ids
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1 import tokenizer_pb2
+
+_MAX_CHOICES = 16
 
 # A text, a conversation, or token ids.
 Prompt: TypeAlias = str | Chat | Sequence[int]
@@ -55,7 +58,11 @@ class Params(TypedDict, total=False):
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
 _GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "echo", "tell_reasoning")
-_LISTS = ("stop", "stop_token_ids")
+_CHECKED: Mapping[str, Callable[[Any, str], Any]] = {
+    "stop": texts,
+    "stop_token_ids": token_ids,
+    "cache_salt": text,
+}
 
 
 def prompt_to_proto(prompt: Prompt) -> tokenizer_pb2.Prompt:
@@ -65,11 +72,21 @@ def prompt_to_proto(prompt: Prompt) -> tokenizer_pb2.Prompt:
         result.chat.CopyFrom(chat_to_proto(prompt))
         return result
     if isinstance(prompt, str):
-        _set(result, "text", prompt)
+        result.text = text(prompt, "prompt")
     else:
-        _set(result.token_ids, "ids", prompt, is_list=True)
+        result.token_ids.ids[:] = token_ids(prompt, "prompt")
         result.token_ids.SetInParent()
     return result
+
+
+def model_name(params: Params) -> str:
+    """The model wanted, "" for whichever is served. InvalidRequestError for what is no text."""
+    return text(params.get("model") or "", "model")
+
+
+def num_choices(params: pb.GenerationParams) -> int:
+    """How many choices end. At least one does, also of a request that the server will refuse."""
+    return params.n if 1 <= params.n <= _MAX_CHOICES else 1
 
 
 def params_to_proto(params: Params) -> pb.GenerationParams:
@@ -82,7 +99,7 @@ def params_to_proto(params: Params) -> pb.GenerationParams:
     for message, names in ((result.sampling, _SAMPLING), (result.stopping, _STOPPING), (result, _GENERAL)):
         for name in names:
             if name in given:
-                _set(message, name, given[name], is_list=name in _LISTS)
+                _set(message, name, given[name])
     if "timeout" in given:
         set_timeout(result, given["timeout"])
     return result
@@ -99,11 +116,11 @@ def set_timeout(params: pb.GenerationParams, seconds: float | None) -> None:
         raise invalid("timeout", seconds, "must be a number of seconds") from error
 
 
-def _set(message: Any, field: str, value: Any, *, is_list: bool = False) -> None:
+def _set(message: Any, field: str, value: Any) -> None:
+    if field in _CHECKED:
+        value = _CHECKED[field](value, field)
     try:
-        if is_list:
-            if isinstance(value, str | bytes):
-                raise TypeError("must be a list")
+        if isinstance(value, list):
             getattr(message, field).extend(value)
         else:
             setattr(message, field, value)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Self, Unpack
 import grpc
 
 from clforge import retry
-from clforge.errors import ClforgeError, ConnectionLostError, from_rpc_error
+from clforge.errors import ClforgeError, ConnectionLostError, from_rpc_error, invalid
 from clforge.events import Delta, Event, Finished
+from clforge.fields import check_size
 from clforge.flow_control import CreditWindow, Outgoing
-from clforge.params import Params, Prompt, params_to_proto, prompt_to_proto, set_timeout
+from clforge.params import Params, Prompt, model_name, num_choices, params_to_proto, prompt_to_proto, set_timeout
 from clforge.tls import Metadata
 from clforge.updates import UpdateReader
 from clforge.v1 import generation_pb2, tokenizer_pb2
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_UNSENT_MESSAGES = 64
 _GOODBYE_SECONDS = 1.0
+_MAX_WINDOW = 1 << 30
 
 
 class Request:
@@ -92,8 +94,8 @@ class Session:
     def __init__(
         self, stub: TokenizerServiceAsyncStub, metadata: Metadata, target: str, window: int, retry_seconds: float
     ) -> None:
-        if window < 1:
-            raise ValueError(f"window is {window}; must be at least 1 token")
+        if not isinstance(window, int) or not 1 <= window <= _MAX_WINDOW:
+            raise invalid("window", window, f"must be 1 to {_MAX_WINDOW} tokens")
         self._stub, self._metadata, self._target = stub, metadata, target
         self._window, self._retry_seconds = window, retry_seconds
         self._requests: dict[int, Request] = {}
@@ -140,8 +142,8 @@ class Session:
             raise self._failure
         self._last_request_id += 1
         submit.request_id = self._last_request_id
-        num_choices = submit.params.n if submit.params.HasField("n") else 1
-        request = self._requests[submit.request_id] = Request(self, submit.request_id, num_choices, self._window)
+        request = Request(self, submit.request_id, num_choices(submit.params), self._window)
+        self._requests[submit.request_id] = request
         self._send(GenerateTextRequest(submit=submit))
         return request
 
@@ -185,4 +187,5 @@ class Session:
 def _submit_message(prompt: Prompt, params: Params, window: int) -> tokenizer_pb2.TextSubmit:
     generation = params_to_proto(params)
     generation.initial_credit = window
-    return tokenizer_pb2.TextSubmit(prompt=prompt_to_proto(prompt), params=generation, model=params.get("model", ""))
+    submit = tokenizer_pb2.TextSubmit(prompt=prompt_to_proto(prompt), params=generation, model=model_name(params))
+    return check_size(submit, "prompt")

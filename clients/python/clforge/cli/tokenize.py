@@ -9,14 +9,15 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from clforge.cli import exit_codes
 from clforge.cli.connection import Connection
 from clforge.errors import ClforgeError
-from service_common.errors import ConfigError, RequestError
+from clforge.tokens import Decoding, Encoding, Offsets
+from service_common.errors import ConfigError, InvalidArgumentError, RequestError
 from service_common.gguf_reader import GGUFReader
 from tokenizer_service.vocabulary import Vocabulary
 
@@ -30,32 +31,43 @@ _SEPARATORS = re.compile(r"[\s,]+")
 class _Tokenizer(Protocol):
     """What a file's vocabulary and a server have in common; see Client."""
 
-    async def encode(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]: ...
+    async def encode_batch(
+        self, texts: Sequence[str], *, add_special: bool, parse_special: bool, with_offsets: bool
+    ) -> Sequence[Encoding]: ...
 
-    async def decode(self, token_ids: Iterable[int], *, skip_special: bool) -> str: ...
+    async def decode_batch(
+        self, sequences: Sequence[Sequence[int]], *, skip_special: bool, with_offsets: bool
+    ) -> Sequence[Decoding]: ...
 
 
 Answer = Callable[[_Tokenizer], Coroutine[Any, Any, str]]
 
 
-def encode(*, add_special: bool, parse_special: bool, as_json: bool) -> Answer:
-    """Reads a text; the answer is its ids, as they are to be printed. ConfigError for input that is not UTF-8."""
+def encode(*, add_special: bool, parse_special: bool, as_json: bool, with_offsets: bool) -> Answer:
+    """Reads a text; the answer is its ids, as they are to be printed. ConfigError for input that is not UTF-8, and for
+    offsets without JSON."""
+    _check_offsets(with_offsets, as_json)
     text = _read_input()
 
     async def answer(tokenizer: _Tokenizer) -> str:
-        ids = await tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
-        return (json.dumps({"ids": list(ids)}) if as_json else " ".join(map(str, ids))) + "\n"
+        (encoding,) = await tokenizer.encode_batch(
+            [text], add_special=add_special, parse_special=parse_special, with_offsets=with_offsets
+        )
+        ids = encoding.token_ids
+        return (_json("ids", ids, encoding.offsets) if as_json else " ".join(map(str, ids))) + "\n"
 
     return answer
 
 
-def decode(*, skip_special: bool, as_json: bool) -> Answer:
-    """Reads ids; the answer is their text, as it is to be printed. ConfigError for input that is no list of ids."""
+def decode(*, skip_special: bool, as_json: bool, with_offsets: bool) -> Answer:
+    """Reads ids; the answer is their text, as it is to be printed. ConfigError for input that is no list of ids, and
+    for offsets without JSON."""
+    _check_offsets(with_offsets, as_json)
     token_ids = parse_ids(_read_input())
 
     async def answer(tokenizer: _Tokenizer) -> str:
-        text = await tokenizer.decode(token_ids, skip_special=skip_special)
-        return json.dumps({"text": text}, ensure_ascii=False) + "\n" if as_json else text
+        (decoding,) = await tokenizer.decode_batch([token_ids], skip_special=skip_special, with_offsets=with_offsets)
+        return _json("text", decoding.text, decoding.offsets) + "\n" if as_json else decoding.text
 
     return answer
 
@@ -95,16 +107,43 @@ class _FileTokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
-    async def encode(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]:
-        return self._vocabulary.encode(text, add_special=add_special, parse_special=parse_special)
+    async def encode_batch(
+        self, texts: Sequence[str], *, add_special: bool, parse_special: bool, with_offsets: bool
+    ) -> Sequence[Encoding]:
+        def encoding(text: str) -> Encoding:
+            if not with_offsets:
+                ids = self._vocabulary.encode(text, add_special=add_special, parse_special=parse_special)
+                return Encoding(tuple(ids))
+            found = self._vocabulary.encode_with_offsets(text, add_special=add_special, parse_special=parse_special)
+            return Encoding(tuple(found.ids), tuple(found.ranges))
 
-    async def decode(self, token_ids: Iterable[int], *, skip_special: bool) -> str:
-        return self._vocabulary.decode(token_ids, skip_special=skip_special)
+        return list(map(encoding, texts))
+
+    async def decode_batch(
+        self, sequences: Sequence[Sequence[int]], *, skip_special: bool, with_offsets: bool
+    ) -> Sequence[Decoding]:
+        def decoding(ids: Sequence[int]) -> Decoding:
+            if not with_offsets:
+                return Decoding(self._vocabulary.decode(ids, skip_special=skip_special))
+            found = self._vocabulary.decode_with_offsets(ids, skip_special=skip_special)
+            return Decoding(found.text, tuple(found.ranges))
+
+        return list(map(decoding, sequences))
 
 
 async def _ask(connection: Connection, answer: Answer) -> str:
     async with connection.client() as client:
         return await answer(client)
+
+
+def _check_offsets(wanted: bool, as_json: bool) -> None:
+    if wanted and not as_json:
+        raise ConfigError("--offsets needs --json, which has a place for them")
+
+
+def _json(name: str, value: Any, offsets: Offsets | None) -> str:
+    shown = {name: value} if offsets is None else {name: value, "offsets": offsets}
+    return json.dumps(shown, ensure_ascii=False)
 
 
 def _id(word: str) -> int:
@@ -128,7 +167,9 @@ def _print(answer: Coroutine[Any, Any, str]) -> int:
     try:
         text = asyncio.run(answer)
     except (ClforgeError, RequestError) as error:
-        return exit_codes.report(error)
+        code = exit_codes.report(error)
+        is_input = isinstance(error, InvalidArgumentError) or getattr(error, "code", None) == "INVALID_ARGUMENT"
+        return exit_codes.USAGE if is_input else code
     # sys.stdout may be unbuffered (PYTHONUNBUFFERED): it then writes what the pipe takes, and leaves the rest unsaid.
     with open(sys.stdout.fileno(), "wb", closefd=False) as output:
         output.write(text.encode())

@@ -938,8 +938,10 @@ class TokenLogprobs(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     TEXT_OFFSET_FIELD_NUMBER: _builtins.int
     text_offset: _builtins.int
-    """Where the chosen token's text begins in the choice's whole text, an echoed prompt included; in Unicode characters. A character
-    of several tokens belongs to the last of them. Set by the tokenizer service.
+    """Where the chosen token's text begins in the choice's whole text, an echoed prompt included: the first Unicode character of
+    which the token has a byte. So tokens that share a character have the same offset, and the token after a character that was
+    never completed begins after the U+FFFD in its place. A token without text begins after the last character that has begun
+    before it. Set by the tokenizer service.
     """
     @_builtins.property
     def chosen(self) -> Global___Logprob:

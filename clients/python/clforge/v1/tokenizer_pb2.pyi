@@ -408,8 +408,19 @@ Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
 class TokenOffsets(_message.Message):
-    """Which part of a text each token of a list stands for, in Unicode characters. Characters of several tokens belong to each of them; a
-    token that stands for none, as one of begin-of-text, has start = end.
+    """Which characters of a text each token of a list stands for; counted in Unicode characters.
+
+    Of a decoded text: the characters of which the token has a byte. U+FFFD in place of bytes that are no UTF-8 is a character of these
+    bytes. The space that Decode takes away from the text's beginning is none.
+
+    Of a text to be encoded, as it was given: the characters from which the token was made. Where the vocabulary normalizes text (lower
+    case, accents, compatibility characters, runs of spaces), these are the characters before that; those that are dropped belong to a
+    token only if they stand between others of it. A special token spelled in the text stands for its spelling and for white space that
+    is part of it; an unknown one for what it takes the place of.
+
+    Characters of several tokens belong to each of them. A token without characters, such as begin-of-text, one that is left out, or a
+    space that was put before the text, has start = end: the position that was reached when it came. In an encoded text neither starts
+    nor ends ever decrease.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -15,13 +15,17 @@ from clforge.cli.option_groups import with_groups
 
 app = typer.Typer()
 
-_EXIT_CODES = f"{exit_codes.HELP} Input that is not UTF-8, or holds no ids, is wrong usage."
+_EXIT_CODES = f"{exit_codes.HELP} Input that is not UTF-8 is wrong usage."
+_DECODE_EXIT_CODES = (
+    f"{_EXIT_CODES} So is what is no token id, or none of the vocabulary's; no ids at all have an empty text."
+)
 _ENCODE_EXAMPLES = """Examples:
 
 \b
   printf 'Hello, world' | clforge encode --vocab model.gguf
   clforge encode --vocab model.gguf --no-special --json < story.txt
   printf '<|im_end|>' | clforge encode --vocab model.gguf --parse-special
+  clforge encode --vocab model.gguf --json --offsets < story.txt
   clforge encode --target 127.0.0.1:50051 < story.txt
 """
 _DECODE_EXAMPLES = """Examples:
@@ -40,6 +44,9 @@ _PreTokenizer = Annotated[
         help="With --vocab: split text by this rule instead of the one that the file names (tokenizer.ggml.pre)",
         metavar="NAME",
     ),
+]
+_Offsets = Annotated[
+    bool, typer.Option("--offsets", help='With --json: add "offsets", a [start, end] in characters for each id')
 ]
 
 
@@ -63,6 +70,7 @@ def encode(
         bool, typer.Option("--parse-special", help="Read special tokens spelled in the text as such, not as text")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"ids": [...]}')] = False,
+    offsets: _Offsets = False,
     connection: ConnectionInstead,
 ) -> None:
     """Turn standard input into token ids, separated by spaces. The text is taken as it is, UTF-8 with every newline:
@@ -70,10 +78,13 @@ def encode(
     from clforge.cli import tokenize
 
     printed = tokenize.printer(vocab, connection, pre_tokenizer)
-    sys.exit(printed(tokenize.encode(add_special=not no_special, parse_special=parse_special, as_json=as_json)))
+    answer = tokenize.encode(
+        add_special=not no_special, parse_special=parse_special, as_json=as_json, with_offsets=offsets
+    )
+    sys.exit(printed(answer))
 
 
-@app.command(epilog=f"{_DECODE_EXAMPLES}\n{_EXIT_CODES}")
+@app.command(epilog=f"{_DECODE_EXAMPLES}\n{_DECODE_EXIT_CODES}")
 @with_groups
 def decode(
     *,
@@ -82,6 +93,7 @@ def decode(
         bool, typer.Option("--keep-special", help="Spell control tokens out, instead of leaving them out")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print {"text": "..."}')] = False,
+    offsets: _Offsets = False,
     connection: ConnectionInstead,
 ) -> None:
     """Turn token ids on standard input into their text. They are separated by white space or commas, or are JSON as
@@ -90,4 +102,4 @@ def decode(
     from clforge.cli import tokenize
 
     printed = tokenize.printer(vocab, connection)
-    sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json)))
+    sys.exit(printed(tokenize.decode(skip_special=not keep_special, as_json=as_json, with_offsets=offsets)))
