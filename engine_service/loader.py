@@ -51,9 +51,11 @@ def load_engine(
         reader, hyperparameters, block_size=config.block_size, kv_cache_type=config.kv_cache_type, eog_ids=eog_ids
     )
     program = choose_program(device, kernels, portable=config.portable_kernels)
+    scheduler_config = _scheduler_config(config, plan)
     limits = StepLimits(
         max_tokens=config.max_num_batched_tokens,
         max_seqs=config.max_num_seqs,
+        max_logit_rows=scheduler_config.max_logit_rows,
         max_blocks_per_seq=-(-plan.context_length // config.block_size),
         block_size=config.block_size,
     )
@@ -63,11 +65,11 @@ def load_engine(
     weights = Weights(device, reader, progress)
     operations = Operations(device, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
-    sampler = Sampler(device, program.library, hyperparameters.vocab_size, config.max_num_seqs, eog_ids)
+    sampler = Sampler(device, program.library, hyperparameters.vocab_size, limits.max_logit_rows, eog_ids)
     block_copies = operations.copy_blocks(cache, kernels.shape)
     runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)
-    scheduler = Scheduler(_scheduler_config(config, plan), blocks, eog_token_ids=frozenset(eog_ids))
+    scheduler = Scheduler(scheduler_config, blocks, eog_token_ids=frozenset(eog_ids))
     served = ServedModel(
         name=reader.get_str("general.name", config.model.stem),
         architecture=hyperparameters.architecture,

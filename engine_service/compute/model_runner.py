@@ -41,24 +41,26 @@ class ModelRunner:
         self._executable = program.bind(self.launches, inputs.counts)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails.
+        """A token for each row of logits that the step wants, in order of chunks. DeviceError where the device fails.
 
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
         size = self.inputs.upload(step.chunks, step.block_copies)
         self._executable.run(size)
-        self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])
+        rows = [self._row(chunk, behind) for chunk in step.chunks for behind in range(chunk.num_rows - 1, -1, -1)]
+        self._sampler.enqueue(self._model.logits, rows)
         return self._sampler.read()
 
     def close(self) -> None:
         """Waits for the device to be done."""
         self.device.close()
 
-    def _row(self, chunk: ScheduledChunk) -> RowParams:
+    def _row(self, chunk: ScheduledChunk, behind: int) -> RowParams:
+        """How the token after the chunk's last token but `behind` is chosen."""
         request, sequence = chunk.sequence.request, chunk.sequence
         return RowParams(
             sampling=request.sampling,
-            position=chunk.start + chunk.num_tokens,
+            position=chunk.start + chunk.num_tokens - behind,
             choice=sequence.choice,
             banned_ids=request.limits.banned_ids(self._eog_ids, sequence.num_generated),
             num_logprobs=request.logprobs,

@@ -63,7 +63,8 @@ class SelfTestCases:
         self._chunks = [_chunk(*chunk, islice(block_ids, n)) for chunk, n in zip(chunks, num_blocks, strict=True)]
         self._ends = np.cumsum([count for _, count in chunks])  # of each sequence's rows
         self._num_tokens = int(self._ends[-1])
-        limits = StepLimits(self._num_tokens, len(chunks), max(num_blocks), kernels.block_size)
+        num_seqs = len(chunks)
+        limits = StepLimits(self._num_tokens, num_seqs, num_seqs, max(num_blocks), kernels.block_size)
         self._inputs = StepInputs(self._device, limits)
         self._block_copies = [BlockCopy(i % sum(num_blocks), sum(num_blocks) + i) for i in range(len(chunks))]
         self._size = self._inputs.upload(self._chunks, self._block_copies)
@@ -296,4 +297,4 @@ def _chunk(start: int, num_tokens: int, block_ids: Iterable[int]) -> ScheduledCh
     )
     sequence = Sequence(request, 0, (0.0, 0, 0), 1, frozenset(), 1)
     sequence.block_table.extend(block_ids)
-    return ScheduledChunk(sequence, start, num_tokens, samples=True)
+    return ScheduledChunk(sequence, start, num_tokens, num_rows=1)

@@ -32,6 +32,7 @@ class SchedulerConfig:
     context_length: int  # prompt and generated tokens of a sequence
     max_num_batched_tokens: int = 512  # tokens of a step
     max_num_seqs: int = 64  # sequences of a step
+    num_spare_rows: int = 32  # rows of logits of a step beyond one for each sequence
     max_prefill_chunk: int = 512  # prefill tokens of one sequence in a step
     max_step_stretch: float = 1.7  # a step with prefill may take so many times what its decode tokens alone would take
     min_prefill_tokens: int = 4  # that a step may hold all the same
@@ -46,6 +47,8 @@ class SchedulerConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_spare_rows < 0:
+            raise ConfigError(f"num_spare_rows is {self.num_spare_rows}; it must not be negative")
         for name in _DURATIONS:
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
@@ -62,6 +65,11 @@ class SchedulerConfig:
                 f"{self.context_length}, or the longest prompts could never be queued"
             )
 
+    @property
+    def max_logit_rows(self) -> int:
+        """Rows of logits of a step; each takes 8 bytes of the device's memory for every token of the vocabulary."""
+        return min(self.max_num_batched_tokens, self.max_num_seqs + self.num_spare_rows)
+
 
 class ScheduledChunk(NamedTuple):
     """Tokens of one sequence in a step: its known tokens at the positions [start, start + num_tokens)."""
@@ -69,7 +77,7 @@ class ScheduledChunk(NamedTuple):
     sequence: Sequence
     start: int
     num_tokens: int
-    samples: bool  # whether the chunk ends with the newest known token, so that its last row gives the next one
+    num_rows: int  # of its last tokens, those whose logits are wanted
 
     def token_ids(self) -> tuple[int, ...]:
         """The tokens to feed; O(num_tokens)."""
@@ -93,7 +101,7 @@ class ScheduledStep:
 
     chunks: list[ScheduledChunk]
     num_tokens: int
-    num_samples: int
+    num_rows: int
     block_copies: tuple[BlockCopy, ...] = ()
     num_decodes: int = 0
 

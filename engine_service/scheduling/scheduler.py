@@ -150,12 +150,12 @@ class Scheduler:
         return self._in_flight
 
     def update(self, step: ScheduledStep, sampled_tokens: SequenceOf[SampledToken]) -> list[Event]:
-        """Takes in the results of the step in flight: one token per chunk that samples, in order of chunks.
+        """Takes in the results of the step in flight: one token per row of logits, in order of chunks.
 
         Tokens of sequences that ended meanwhile are dropped. Returns all events since the last time.
         """
-        if len(sampled_tokens) != step.num_samples:
-            message = f"the step samples {step.num_samples} tokens and {len(sampled_tokens)} came back"
+        if len(sampled_tokens) != step.num_rows:
+            message = f"the step has {step.num_rows} rows of logits and {len(sampled_tokens)} tokens came back"
             raise InternalError(message, reason="SAMPLED_TOKENS")
         self._land(step)
         self._blocks.finish_copies()
@@ -163,8 +163,8 @@ class Scheduler:
         self._prefill_budget.observe(step.num_decodes, step.num_tokens - step.num_decodes, now - self._step_started)
         block_size, accept = self._blocks.block_size, self._accept
         tokens = iter(sampled_tokens)
-        for sequence, _, num_tokens, samples in step.chunks:
-            token = next(tokens) if samples else None
+        for sequence, _, num_tokens, num_rows in step.chunks:
+            token = next(tokens) if num_rows else None
             state = sequence.state
             if state is _FINISHED:
                 continue

@@ -35,7 +35,7 @@ class StepPlanner:
         chunks, prefilling = self._decode_chunks()
         num_decodes = len(chunks)
         budget = min(self._config.max_num_batched_tokens - num_decodes, self._prefill_budget.limit(num_decodes))
-        num_tokens, num_samples = num_decodes, num_decodes
+        num_tokens, num_rows = num_decodes, num_decodes
         copies: list[BlockCopy] = []
         candidates = chain(prefilling, self._admissions(now))
         while budget and (sequence := next(candidates, None)):
@@ -45,8 +45,8 @@ class StepPlanner:
                 copies.append(copy)
             budget -= chunk.num_tokens
             num_tokens += chunk.num_tokens
-            num_samples += chunk.samples
-        return ScheduledStep(chunks, num_tokens, num_samples, tuple(copies), num_decodes) if chunks else None
+            num_rows += chunk.num_rows
+        return ScheduledStep(chunks, num_tokens, num_rows, tuple(copies), num_decodes) if chunks else None
 
     def _decode_chunks(self) -> tuple[list[ScheduledChunk], list[Sequence]]:
         """Chunks for those of the first max_num_seqs running sequences that decode, and the ones in prefill.
@@ -63,13 +63,13 @@ class StepPlanner:
                 continue
             start = sequence.num_computed
             if start < len(sequence.block_table) * block_size or self._queues.grow(sequence):
-                chunks.append(ScheduledChunk(sequence, start, 1, True))
+                chunks.append(ScheduledChunk(sequence, start, 1, 1))
         return chunks, prefilling
 
     def _prefill_chunk(self, sequence: Sequence, budget: int) -> ScheduledChunk:
         num_left = sequence.num_tokens - sequence.num_computed
         num_tokens = min(num_left, budget, self._config.max_prefill_chunk)
-        return ScheduledChunk(sequence, sequence.num_computed, num_tokens, samples=num_tokens == num_left)
+        return ScheduledChunk(sequence, sequence.num_computed, num_tokens, num_rows=int(num_tokens == num_left))
 
     def _admissions(self, now: float) -> Iterator[Sequence]:
         """Admits waiting sequences one by one, as asked for; ends at the first that does not fit; none is skipped."""

@@ -52,7 +52,7 @@ class FakeRunner:
         threading.Event().wait(self.delay_seconds)
         if self.failures:
             raise self.failures.pop()
-        samplers = [chunk.sequence for chunk in step.chunks if chunk.samples]
+        samplers = [chunk.sequence for chunk in step.chunks if chunk.num_rows]
         return [SampledToken(10 + sequence.num_generated % 80, None, ()) for sequence in samplers]
 
     def close(self) -> None:

@@ -122,11 +122,11 @@ class SimulatedModel:
         self._slots = [0] * (blocks.num_blocks * blocks.block_size)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """One token per chunk that samples. Copies come first, and all chunks write before any reads."""
+        """One token per row of logits. Copies come first, and all chunks write before any reads."""
         self._copy(step.block_copies)
         for chunk in step.chunks:
             self._write(chunk)
-        return [self._sample(chunk) for chunk in step.chunks if chunk.samples]
+        return [self._sample(chunk) for chunk in step.chunks if chunk.num_rows]
 
     def _copy(self, copies: tuple[BlockCopy, ...]) -> None:
         targets = [copy.target for copy in copies]
@@ -290,14 +290,14 @@ class World:
         assert 0 < len(chunks) <= self.config.max_num_seqs
         assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
         assert sum(chunk.num_tokens for chunk in chunks) == step.num_tokens <= self.config.max_num_batched_tokens
-        assert sum(chunk.samples for chunk in chunks) == step.num_samples
-        in_prefill = [chunk.num_tokens != 1 or not chunk.samples for chunk in chunks]
+        assert sum(chunk.num_rows for chunk in chunks) == step.num_rows
+        in_prefill = [chunk.num_tokens != 1 or not chunk.num_rows for chunk in chunks]
         self.num_mixed_steps += any(in_prefill) and not in_prefill[0]
         for chunk in chunks:
             sequence = chunk.sequence
             assert 0 < chunk.num_tokens <= self.config.max_prefill_chunk
             assert chunk.start == sequence.num_computed
-            assert chunk.samples == (chunk.start + chunk.num_tokens == sequence.num_tokens)
+            assert chunk.num_rows == (chunk.start + chunk.num_tokens == sequence.num_tokens)
             assert len(sequence.block_table) * self.blocks.block_size >= chunk.start + chunk.num_tokens
 
     def _check_finished(self, choice: Choice, event: FinishedEvent) -> None:
@@ -322,7 +322,7 @@ def make_world(num_blocks: int = 32, block_size: int = 4, **changes: Any) -> Wor
     return World(SchedulerConfig(**fields), num_blocks, block_size)
 
 
-def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, bool]]:
-    """A step's chunks as (request id, start, num_tokens, samples)."""
+def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, int]]:
+    """A step's chunks as (request id, start, num_tokens, num_rows)."""
     assert step is not None
-    return [(chunk.sequence.request.id, chunk.start, chunk.num_tokens, chunk.samples) for chunk in step.chunks]
+    return [(chunk.sequence.request.id, chunk.start, chunk.num_tokens, chunk.num_rows) for chunk in step.chunks]
