@@ -16,6 +16,7 @@ from engine_service.scheduling.messages import FinishedEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
+from engine_service.scheduling.speculation import Speculation
 from engine_service.scheduling.stats import SchedulerStats
 from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
 from service_common.status import to_status
@@ -75,6 +76,10 @@ def to_request(
         logprobs=checked_logprobs(_optional(params, "logprobs")),
         stream_id=(stream_id, submit.client_stream_id),
         cache_salt=None if params.no_cache else _checked_salt(params.cache_salt),
+        speculation=Speculation.create(
+            max_draft_tokens=_optional(params.speculation, "max_draft_tokens"),
+            ngram_size=_optional(params.speculation, "ngram_size"),
+        ),
     )
 
 
@@ -97,6 +102,8 @@ def to_finished(event: FinishedEvent) -> pb.Finished:
             cached_tokens=event.usage.cached_tokens,
             generated_tokens=event.usage.generated_tokens,
             delivered_tokens=event.usage.delivered_tokens,
+            drafted_tokens=event.usage.drafted_tokens,
+            accepted_tokens=event.usage.accepted_tokens,
         ),
         timings=pb.Timings(
             queue=_duration(event.timings.queue_seconds),
@@ -163,7 +170,7 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    for field in ("constraint", "prompt_logprobs", "speculation"):
+    for field in ("constraint", "prompt_logprobs"):
         if params.HasField(field):
             raise _not_served(f"params.{field}")
     for descriptor, _ in params.sampling.ListFields():

@@ -40,7 +40,7 @@ class Runner(Protocol):
     """What computes a step: `ModelRunner`, or a stand-in for tests that need no device."""
 
     def run(self, step: ScheduledStep) -> Sequence[SampledToken]:
-        """A token for each row of logits that the step wants, in order of chunks. DeviceError where the device fails."""
+        """A token for each row of logits of the step, in order of chunks. DeviceError where the device fails."""
 
     def close(self) -> None:
         """Frees the device."""

@@ -108,6 +108,7 @@ def _scheduler_config(config: EngineConfig, plan: KVCachePlan) -> SchedulerConfi
         max_prefill_chunk=config.max_prefill_chunk or config.max_num_batched_tokens,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens or max(1 << 20, plan.context_length),
+        max_draft_tokens=config.max_draft_tokens,
         max_step_stretch=config.max_step_stretch,
         pause_timeout_seconds=config.pause_timeout_seconds,
     )

@@ -7,9 +7,10 @@ from typing import Protocol
 import pyopencl as cl
 
 from engine_service.compute.launches import Launch, Program
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.logit_rows import logit_rows
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.step_inputs import StepInputs
-from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
+from engine_service.scheduling.messages import ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
 
 
@@ -41,27 +42,16 @@ class ModelRunner:
         self._executable = program.bind(self.launches, inputs.counts)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """A token for each row of logits that the step wants, in order of chunks. DeviceError where the device fails.
+        """A token for each row of logits of the step, in order of chunks. DeviceError where the device fails.
 
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
         size = self.inputs.upload(step.chunks, step.block_copies)
         self._executable.run(size)
-        rows = [self._row(chunk, behind) for chunk in step.chunks for behind in range(chunk.num_rows - 1, -1, -1)]
+        rows = [row for chunk in step.chunks for row in logit_rows(chunk, self._eog_ids)]
         self._sampler.enqueue(self._model.logits, rows)
         return self._sampler.read()
 
     def close(self) -> None:
         """Waits for the device to be done."""
         self.device.close()
-
-    def _row(self, chunk: ScheduledChunk, behind: int) -> RowParams:
-        """How the token after the chunk's last token but `behind` is chosen."""
-        request, sequence = chunk.sequence.request, chunk.sequence
-        return RowParams(
-            sampling=request.sampling,
-            position=chunk.start + chunk.num_tokens - behind,
-            choice=sequence.choice,
-            banned_ids=request.limits.banned_ids(self._eog_ids, sequence.num_generated),
-            num_logprobs=request.logprobs,
-        )

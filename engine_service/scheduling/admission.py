@@ -22,6 +22,9 @@ class Admission:
         OutOfRangeError where the prompt leaves no room for a token, or prompt and output need more blocks than exist.
         """
         max_tokens = self._max_tokens(request)
+        max_draft_tokens = request.speculation.max_draft_tokens
+        if max_draft_tokens is None:
+            max_draft_tokens = self._config.max_draft_tokens
         head_start_seconds = request.priority * self._config.priority_step_seconds
         end_token_ids = frozenset(request.limits.stop_token_ids)
         if not request.limits.ignore_eos:
@@ -34,6 +37,7 @@ class Admission:
                 max_tokens=max_tokens,
                 end_token_ids=end_token_ids,
                 credit=max_tokens if request.initial_credit is None else request.initial_credit,
+                max_draft_tokens=max_draft_tokens,
             )
             for choice in range(request.num_choices)
         )

@@ -3,8 +3,9 @@
     step = scheduler.schedule()
     events = scheduler.update(step, runner.run(step))
 
-A step holds the newest token of every running sequence and, in what is left of its token budget, prefill chunks; beside
-decode tokens no more of them than keeps the step short (`prefill_budget`). Who is admitted next, and why nothing
+A step holds the newest token of every running sequence, with guesses of what follows where there are (`drafter`), and,
+in what is left of its token budget, prefill chunks; beside decode tokens no more of them than keeps the step short
+(`prefill_budget`). Who is admitted next, and why nothing
 starves, see `waiting_queue`. When blocks run out a sequence is preempted, to be computed again later as far as the
 prefix cache has not kept it: paused ones first, then the last in rank, which is arrival less a head start for priority.
 Ranks never change, so of two sequences always the same one gives way: the youngest of the lowest priority, where
@@ -18,15 +19,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from itertools import takewhile
+from itertools import islice, takewhile, zip_longest
 
 from engine_service.scheduling.admission import Admission
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_pool import IntegrityError
+from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.messages import (
     Event,
     FinishedEvent,
     RequestInfo,
+    ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
     Timings,
@@ -60,8 +63,12 @@ class Scheduler:
         block_manager: BlockManager,
         clock: Callable[[], float] = time.monotonic,
         eog_token_ids: frozenset[int] = frozenset(),
+        drafter: Drafter | None = None,
     ) -> None:
-        """`clock` gives seconds and never goes back; `eog_token_ids` end a sequence unless it ignores them."""
+        """`clock` gives seconds and never goes back; `eog_token_ids` end a sequence unless it ignores them.
+
+        `drafter` makes the drafts; None stands for one that looks them up in what came before.
+        """
         self._config = config
         self._blocks = block_manager
         self._clock = clock
@@ -70,11 +77,15 @@ class Scheduler:
         self._requests = RequestTable(self.queue_limits)
         self._queues = SequenceQueues(block_manager)
         self._prefill_budget = PrefillBudget(config.max_step_stretch, config.min_prefill_tokens)
-        self._planner = StepPlanner(config, block_manager, self._queues, self._requests, self._prefill_budget)
+        self._drafter = Drafter() if drafter is None else drafter
+        self._planner = StepPlanner(
+            config, block_manager, self._queues, self._requests, self._prefill_budget, self._drafter
+        )
         self._events: list[Event] = []
         self._in_flight: ScheduledStep | None = None
         self._step_started = 0.0
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self._num_drafted = self._num_accepted = 0
 
     def add(self, request: Request) -> None:
         """Takes in a request, its choices QUEUED.
@@ -160,23 +171,13 @@ class Scheduler:
         self._land(step)
         self._blocks.finish_copies()
         now = self._clock()
-        self._prefill_budget.observe(step.num_decodes, step.num_tokens - step.num_decodes, now - self._step_started)
-        block_size, accept = self._blocks.block_size, self._accept
+        num_decode_tokens = step.num_decodes + step.num_drafted
+        self._prefill_budget.observe(num_decode_tokens, step.num_tokens - num_decode_tokens, now - self._step_started)
         tokens = iter(sampled_tokens)
-        for sequence, _, num_tokens, num_rows in step.chunks:
-            token = next(tokens) if num_rows else None
-            state = sequence.state
-            if state is _FINISHED:
-                continue
-            sequence.num_computed += num_tokens
-            if sequence.num_computed % block_size < num_tokens:
-                self._blocks.commit(sequence)
-            if state is _PREFILL:
-                self._num_prompt_tokens += num_tokens
-                if token is not None:
-                    self._end_prefill(sequence, now)
-            if token is not None:
-                accept(sequence, token, now)
+        for chunk in step.chunks:
+            chunk_tokens = list(islice(tokens, chunk.num_rows))
+            if chunk.sequence.state is not _FINISHED:
+                self._take_in(chunk, chunk_tokens, now)
         return self.take_events()
 
     def fail(self, step: ScheduledStep, error: RequestError) -> list[Event]:
@@ -216,6 +217,8 @@ class Scheduler:
             prompt_tokens=self._num_prompt_tokens,
             generation_tokens=self._num_generated_tokens,
             num_preemptions=self._queues.num_preemptions,
+            drafted_tokens=self._num_drafted,
+            accepted_tokens=self._num_accepted,
             blocks=self._blocks.stats(),
         )
 
@@ -231,12 +234,52 @@ class Scheduler:
         num_live = sum(live.num_live for live in self._requests)
         if num_live != len(self._queues):
             raise IntegrityError(f"{num_live} choices are live, and {len(self._queues)} are in a queue")
+        if len(self._drafter) > num_live:
+            raise IntegrityError(f"{num_live} choices are live, and {len(self._drafter)} have drafts")
 
     def _land(self, step: ScheduledStep) -> None:
         if step is not self._in_flight:
             raise InternalError("this step is not the one in flight", reason="STEP_NOT_IN_FLIGHT")
         self._in_flight = None
         self._num_steps += 1
+
+    def _take_in(self, chunk: ScheduledChunk, tokens: list[SampledToken], now: float) -> None:
+        sequence, draft_ids = chunk.sequence, chunk.draft_ids
+        num_known = chunk.num_tokens - len(draft_ids)
+        self._advance(sequence, num_known)
+        if sequence.state is _PREFILL:
+            self._num_prompt_tokens += num_known
+            if tokens:
+                self._end_prefill(sequence, now)
+        if draft_ids:
+            self._verify(sequence, draft_ids, tokens, now)
+        elif tokens:
+            self._accept(sequence, tokens[0], now)
+
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """K and V of so many more known tokens are in the sequence's blocks; whole blocks go into the prefix cache."""
+        sequence.num_computed += num_tokens
+        if sequence.num_computed % self._blocks.block_size < num_tokens:
+            self._blocks.commit(sequence)
+
+    def _verify(self, sequence: Sequence, draft_ids: tuple[int, ...], tokens: list[SampledToken], now: float) -> None:
+        """Takes in the token sampled after the newest one, and while it is the draft's the one sampled after that.
+
+        So a token of the draft counts as computed once it is known; what was written behind those is never read.
+        """
+        num_accepted = 0
+        sequence.num_drafted += len(draft_ids)
+        self._num_drafted += len(draft_ids)
+        for token, draft_id in zip_longest(tokens, draft_ids):
+            is_accepted = token.token_id == draft_id
+            num_accepted += is_accepted
+            sequence.num_accepted += is_accepted
+            self._accept(sequence, token, now)
+            if not is_accepted or sequence.state is not _DECODE:
+                break
+            self._advance(sequence, 1)
+        self._num_accepted += num_accepted
+        self._drafter.observe(sequence, len(draft_ids), num_accepted)
 
     def _end_prefill(self, sequence: Sequence, now: float) -> None:
         """All known tokens are computed: the next one can be taken in, and other choices can go on from the prompt."""
@@ -294,6 +337,7 @@ class Scheduler:
     ) -> None:
         """Ends a live sequence: frees its blocks, tells so once, and lets go of the request after its last choice."""
         self._queues.discard(sequence)
+        self._drafter.forget(sequence)
         request_id, choice = sequence.id
         usage, timings = Usage.of(sequence, num_delivered), Timings.of(sequence, now)
         self._events.append(FinishedEvent(request_id, choice, reason, stop_token_id, error, usage, timings))

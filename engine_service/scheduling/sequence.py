@@ -18,6 +18,7 @@ from enum import Enum, unique
 from typing import Final, NamedTuple
 
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.speculation import SERVER_DEFAULT, Speculation
 from service_common.errors import InternalError, InvalidArgumentError
 
 MAX_CHOICES = 16
@@ -32,7 +33,7 @@ class SequenceState(Enum):
 
     QUEUED = "queued"  # no step yet; no blocks
     PREFILL = "prefill"  # known tokens are being computed; holds blocks for all of them
-    DECODE = "decode"  # all known tokens but the newest are computed; one token a step
+    DECODE = "decode"  # all known tokens but the newest are computed; one token a step, and drafts
     PAUSED = "paused"  # as DECODE, but without credit: takes part in no step
     PREEMPTED = "preempted"  # its blocks were taken away: computes all known tokens again
     FINISHED = "finished"  # holds nothing
@@ -97,6 +98,7 @@ class Request:
     logprobs: int | None = None
     stream_id: Hashable = 0
     cache_salt: str | None = ""
+    speculation: Speculation = SERVER_DEFAULT
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -124,10 +126,13 @@ class Sequence:
     max_tokens: int  # clamped to the context
     end_token_ids: frozenset[int]
     credit: int  # tokens that may still be generated
+    max_draft_tokens: int = 0  # of a draft; 0: none are made
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_drafted: int = 0  # draft tokens that were verified
+    num_accepted: int = 0  # those of them that were sampled as well
     num_cached: int = 0  # prompt tokens that did not have to be computed when it first started
     block_table: array[int] = field(default_factory=lambda: array("i"))
     first_scheduled_at: float | None = None
@@ -146,6 +151,11 @@ class Sequence:
     def num_generated(self) -> int:
         """Tokens sampled so far, a stop token included."""
         return len(self.generated_ids)
+
+    @property
+    def num_allowed(self) -> int:
+        """Tokens that may be sampled now: as many as credit and max_tokens allow."""
+        return min(self.credit, self.max_tokens - len(self.generated_ids))
 
     @property
     def num_tokens(self) -> int:

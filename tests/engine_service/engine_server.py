@@ -52,8 +52,11 @@ class FakeRunner:
         threading.Event().wait(self.delay_seconds)
         if self.failures:
             raise self.failures.pop()
-        samplers = [chunk.sequence for chunk in step.chunks if chunk.num_rows]
-        return [SampledToken(10 + sequence.num_generated % 80, None, ()) for sequence in samplers]
+        return [
+            SampledToken(10 + (chunk.sequence.num_generated + row) % 80, None, ())
+            for chunk in step.chunks
+            for row in range(chunk.num_rows)
+        ]
 
     def close(self) -> None:
         self.is_closed = True

@@ -33,7 +33,7 @@ def test_a_lone_request_runs_to_its_end() -> None:
     ids = tuple(event.token.token_id for event in tokens if isinstance(event, TokenEvent))
     assert ids == ids_alone(request, 0, 8)
     assert isinstance(end, FinishedEvent)
-    assert (end.reason, end.usage) == (FinishReason.LENGTH, (4, 0, 8, 8))
+    assert (end.reason, end.usage) == (FinishReason.LENGTH, (4, 0, 8, 8, 0, 0))
     world.check_empty()
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine_service import loader
-from engine_service.compute import kernel_sources
+from engine_service.compute import kernel_sources, model_runner
 from engine_service.compute.device import Device
 from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.logit_rows import logit_rows
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.scheduling.block_manager import BlockManager, Reuse
@@ -21,6 +22,7 @@ from engine_service.scheduling.block_pool import BlockPool
 from engine_service.scheduling.messages import BlockCopy, ScheduledChunk, ScheduledStep
 from engine_service.scheduling.prefix_cache import PrefixCache, PrefixMatch
 from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence as ScheduledSequence
 from engine_service.scheduling.sequence_queues import SequenceQueues
 from engine_service.scheduling.step_planner import StepPlanner
@@ -173,6 +175,28 @@ def one_token_too_many(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BlockManager, "find_room", find_more)
 
 
+def draft_accepted_unseen(patch: pytest.MonkeyPatch) -> None:
+    """What follows a draft token is taken in though another token was sampled in its place."""
+    verify = Scheduler._verify
+
+    def verify_blindly(
+        self: Scheduler, sequence: ScheduledSequence, draft_ids: tuple[int, ...], tokens: list[SampledToken], now: float
+    ) -> None:
+        verify(self, sequence, tuple(token.token_id for token in tokens[:-1]), tokens, now)
+
+    patch.setattr(Scheduler, "_verify", verify_blindly)
+
+
+def draft_rows_share_a_counter(patch: pytest.MonkeyPatch) -> None:
+    """All rows of a draft draw with the counter of the first."""
+
+    def rows_of_first(chunk: ScheduledChunk, eog_ids: tuple[int, ...]) -> Iterator[RowParams]:
+        rows = list(logit_rows(chunk, eog_ids))
+        return (row._replace(position=rows[0].position) for row in rows)
+
+    patch.setattr(model_runner, "logit_rows", rows_of_first)
+
+
 FAULTS: list[Fault] = [
     wrong_block,
     skipped_copy,
@@ -187,6 +211,8 @@ FAULTS: list[Fault] = [
     counter_by_slot,
     chunk_one_too_far,
     one_token_too_many,
+    draft_accepted_unseen,
+    draft_rows_share_a_counter,
 ]
 
 

@@ -48,6 +48,8 @@ class Counts(NamedTuple):
     evictions: int = 0
     copies: int = 0
     mixed_steps: int = 0
+    accepted_drafts: int = 0
+    refused_drafts: int = 0
     forks: int = 0
     pauses: int = 0
     cuts: int = 0
@@ -193,6 +195,8 @@ class _Run:
             evictions=stats.blocks.num_evictions,
             copies=stats.blocks.num_block_copies,
             mixed_steps=self._runner.num_mixed_steps,
+            accepted_drafts=stats.accepted_tokens,
+            refused_drafts=stats.drafted_tokens - stats.accepted_tokens,
             forks=sum(request.num_choices - 1 for request in self._requests),
             pauses=self._num_pauses,
             cuts=sum(answer.is_cut for _, answers in answered for answer in answers),

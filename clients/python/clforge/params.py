@@ -27,7 +27,8 @@ class Params(TypedDict, total=False):
     `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
     likely tokens to report beside the chosen one; `model`: the name of the model wanted; `echo`: return the prompt's
     text before the output; `tell_reasoning`: tell reasoning (`<think>`) apart from the answer, which is the default for
-    a Chat where the model knows marks for it.
+    a Chat where the model knows marks for it; `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how
+    fast the output comes and never what it is.
     """
 
     temperature: float
@@ -50,11 +51,14 @@ class Params(TypedDict, total=False):
     model: str
     echo: bool
     tell_reasoning: bool
+    max_draft_tokens: int
+    ngram_size: int
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
 _GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "echo", "tell_reasoning")
+_SPECULATION = ("max_draft_tokens", "ngram_size")
 _LISTS = ("stop", "stop_token_ids")
 
 
@@ -79,7 +83,13 @@ def params_to_proto(params: Params) -> pb.GenerationParams:
         raise TypeError(f"unknown generation parameter {min(unknown)!r}; there are {', '.join(Params.__annotations__)}")
     result = pb.GenerationParams()
     given: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
-    for message, names in ((result.sampling, _SAMPLING), (result.stopping, _STOPPING), (result, _GENERAL)):
+    parts = (
+        (result.sampling, _SAMPLING),
+        (result.stopping, _STOPPING),
+        (result.speculation, _SPECULATION),
+        (result, _GENERAL),
+    )
+    for message, names in parts:
         for name in names:
             if name in given:
                 _set(message, name, given[name], is_list=name in _LISTS)
