@@ -248,7 +248,7 @@ async def _watch(running: RunningEngine, most: dict[str, float]) -> None:
 
 
 async def _press(running: RunningEngine) -> None:
-    """More than the pool holds: sixteen sequences that grow to fifteen blocks of sixty-four; then some again; then drafts."""
+    """More than the pool holds: sixteen sequences that grow to 15 of its 64 blocks; then some once more; then a draft."""
     await run(running, *(submit(number, prompt_length=20 + number, max_tokens=200) for number in range(16)))
     await run(running, *(submit(number, prompt_length=40 + number, max_tokens=20, n=2) for number in range(4)))
     drafting = submit(0, prompt_length=20, max_tokens=20)  # the prompt holds what the runner will answer

@@ -26,7 +26,7 @@ def sequence(prompt: list[int], blocks: list[int]) -> Sequence:
 
 
 def test_a_mixed_step_is_laid_out_flat(device: Device) -> None:
-    """A decode token, a chunk in the middle of a prompt and the end of one, with two logit rows: every array says so."""
+    """A decode token, a chunk within a prompt and one that ends it, with two logit rows: every array says so."""
     inputs = StepInputs(device, LIMITS)
     decode = ScheduledChunk(sequence(list(range(10)), [4, 2]), 9, 1, 1)
     middle = ScheduledChunk(sequence(list(range(100, 140)), [9, 1, 7, 3, 5]), 6, 12, 0)
