@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
-from engine_service.scheduling.messages import FinishedEvent, RequestInfo
+from engine_service.scheduling.messages import FinishedEvent, PromptLogprobsEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
@@ -74,6 +74,7 @@ def to_request(
         priority=params.priority,
         initial_credit=_optional(params, "initial_credit"),
         logprobs=checked_logprobs(_optional(params, "logprobs")),
+        prompt_logprobs=checked_logprobs(_optional(params, "prompt_logprobs"), "params.prompt_logprobs"),
         stream_id=(stream_id, submit.client_stream_id),
         cache_salt=None if params.no_cache else _checked_salt(params.cache_salt),
         speculation=Speculation.create(
@@ -87,10 +88,19 @@ def to_delta(token: SampledToken) -> pb.Delta:
     """One token as a delta."""
     delta = pb.Delta(token_ids=[token.token_id], num_tokens=1)
     if token.logprob is not None:
-        top = [pb.Logprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top]
-        chosen = pb.Logprob(token_id=token.token_id, logprob=token.logprob)
-        delta.logprobs.append(pb.TokenLogprobs(chosen=chosen, top=top))
+        delta.logprobs.append(_to_logprobs(token, token.logprob))
     return delta
+
+
+def to_prompt_delta(event: PromptLogprobsEvent) -> pb.Delta:
+    """Log-probabilities of prompt tokens as a delta, which stands for no generated token."""
+    tokens = [_to_logprobs(token, token.logprob) for token in event.tokens if token.logprob is not None]
+    return pb.Delta(prompt_logprobs=tokens)
+
+
+def _to_logprobs(token: SampledToken, logprob: float) -> pb.TokenLogprobs:
+    top = [pb.Logprob(token_id=top_id, logprob=top_logprob) for top_id, top_logprob in token.top]
+    return pb.TokenLogprobs(chosen=pb.Logprob(token_id=token.token_id, logprob=logprob), top=top)
 
 
 def to_finished(event: FinishedEvent) -> pb.Finished:
@@ -170,9 +180,8 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    for field in ("constraint", "prompt_logprobs"):
-        if params.HasField(field):
-            raise _not_served(f"params.{field}")
+    if params.HasField("constraint"):
+        raise _not_served("params.constraint")
     for descriptor, _ in params.sampling.ListFields():
         if descriptor.name not in _SERVED_SAMPLING:
             raise _not_served(f"params.sampling.{descriptor.name}")

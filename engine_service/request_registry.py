@@ -16,10 +16,11 @@ from typing import Protocol
 
 from clforge.v1.engine_pb2 import TokenSubmit
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
-from engine_service.conversion import to_delta, to_finished, to_request
+from engine_service.conversion import to_delta, to_finished, to_prompt_delta, to_request
 from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
 from engine_service.engine_loop import EngineLoop
 from engine_service.metrics import EngineMetrics
+from engine_service.scheduling.messages import PromptLogprobsEvent
 from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
 from engine_service.served_model import ServedModel
 from service_common.errors import (
@@ -192,6 +193,8 @@ class RequestRegistry:
                     live.has_tokens = True
                     self._metrics.first_token(live.arrival)
                 outbox.delta(live.request_id, event.choice, to_delta(event.token))
+            case PromptLogprobsEvent():
+                outbox.delta(live.request_id, event.choice, to_prompt_delta(event))
             case FinishedEvent():
                 outbox.finished(live.request_id, event.choice, to_finished(event))
                 live.open_choices.discard(event.choice)

@@ -25,7 +25,8 @@ from tokenizer_service.choice import Choice
 from tokenizer_service.credit import CreditWindow
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
-from tokenizer_service.prompt import encode_prompt
+from tokenizer_service.prompt import EncodedPrompt, encode_prompt
+from tokenizer_service.prompt_offsets import PromptOffsets
 from tokenizer_service.vocabulary_fetch import EncodingVocabulary
 
 
@@ -151,6 +152,7 @@ class Generation:
                     include_stop=stopping.include_stop,
                     sections=prompt.sections(),
                     num_echoed_characters=len(prompt.echo),
+                    prompt_offsets=self._prompt_offsets(prompt, encoding) if index == 0 else None,
                 )
                 for index in range(self._num_choices)
             }
@@ -163,6 +165,11 @@ class Generation:
             self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
         except Exception as error:
             self.fail(error)
+
+    def _prompt_offsets(self, prompt: EncodedPrompt, encoding: EncodingVocabulary) -> PromptOffsets | None:
+        if not self._submit.params.HasField("prompt_logprobs"):
+            return None
+        return PromptOffsets(encoding.vocabulary, prompt.token_ids[0], skip_special=not prompt.spells_special)
 
     def _engine_params(self) -> GenerationParams | None:
         """The parameters less what is this service's business, with the time that is left; None if none is."""

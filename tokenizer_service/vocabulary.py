@@ -103,7 +103,11 @@ class Vocabulary:
         """
         ids = self._rendered_ids(ids, skip_special)
         text = self._join(ids)
-        is_prefixed = self.add_space_prefix and bool(ids) and self._table.kinds[ids[0]] is TokenKind.NORMAL
+        return self.without_prefix(text, ids[0]) if ids else text
+
+    def without_prefix(self, text: str, first_id: int) -> str:
+        """A text that begins with that of `first_id`, without the space that `encode` puts before all text."""
+        is_prefixed = self.add_space_prefix and self._table.kinds[first_id] is TokenKind.NORMAL
         return text.removeprefix(" ") if is_prefixed else text
 
     def decode_continuation(self, ids: Iterable[int], *, skip_special: bool = True) -> str:

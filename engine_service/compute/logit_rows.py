@@ -4,24 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from engine_service.compute.sampler import RowParams
 from engine_service.scheduling.messages import ScheduledChunk
+from engine_service.scheduling.sampling_params import SamplingParams
+from engine_service.scheduling.sequence import Request, Sequence
+
+_GREEDY = SamplingParams(seed=0, temperature=0.0)
 
 
-def logit_rows(chunk: ScheduledChunk, eog_ids: tuple[int, ...]) -> Iterator[RowParams]:
+def logit_rows(chunk: ScheduledChunk, eog_ids: tuple[int, ...], vocab_size: int) -> Iterator[RowParams]:
     """How the token of each of the chunk's rows is chosen.
 
-    A row gives what follows the sequence's known tokens and a tail: that much of the draft as the row has seen. So it
-    is chosen as it would be in a step of its own, had the tail been accepted.
+    Within the prompt it is the prompt's own next token, whose log-probability is wanted. Else the row gives what
+    follows the sequence's known tokens and a tail: that much of the draft as the row has seen. So it is chosen as it
+    would be in a step of its own, had the tail been accepted.
     """
-    request, sequence = chunk.sequence.request, chunk.sequence
     stop = chunk.start + chunk.num_tokens
     for num_behind in range(chunk.num_rows - 1, -1, -1):
-        tail = chunk.draft_ids[: len(chunk.draft_ids) - num_behind]
-        yield RowParams(
-            sampling=request.sampling,
-            position=stop - num_behind,
-            choice=sequence.choice,
-            banned_ids=request.limits.banned_ids(eog_ids, sequence.num_generated + len(tail)),
-            num_logprobs=request.logprobs,
-        )
+        position = stop - num_behind
+        if position < chunk.sequence.num_prompt_tokens:
+            yield _prompt_row(chunk.sequence.request, position, vocab_size)
+        else:
+            tail = chunk.draft_ids[: len(chunk.draft_ids) - num_behind]
+            yield _output_row(chunk.sequence, tail, position, eog_ids)
+
+
+def _prompt_row(request: Request, position: int, vocab_size: int) -> RowParams:
+    token_id = request.prompt_ids[position]
+    allowed = np.zeros((vocab_size + 31) // 32, np.uint32)
+    allowed[token_id // 32] = 1 << token_id % 32
+    return RowParams(_GREEDY, position, allowed=allowed, num_logprobs=request.prompt_logprobs)
+
+
+def _output_row(sequence: Sequence, tail: tuple[int, ...], position: int, eog_ids: tuple[int, ...]) -> RowParams:
+    request = sequence.request
+    return RowParams(
+        sampling=request.sampling,
+        position=position,
+        choice=sequence.choice,
+        banned_ids=request.limits.banned_ids(eog_ids, sequence.num_generated + len(tail)),
+        num_logprobs=request.logprobs,
+    )

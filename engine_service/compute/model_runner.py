@@ -48,7 +48,7 @@ class ModelRunner:
         """
         size = self.inputs.upload(step.chunks, step.block_copies)
         self._executable.run(size)
-        rows = [row for chunk in step.chunks for row in logit_rows(chunk, self._eog_ids)]
+        rows = [row for chunk in step.chunks for row in logit_rows(chunk, self._eog_ids, self._sampler.vocab_size)]
         self._sampler.enqueue(self._model.logits, rows)
         return self._sampler.read()
 

@@ -94,7 +94,7 @@ class Sampler:
         dtype = row_params_dtype(max_banned_ids)
         padded_vocab_size = (vocab_size + 7) // 8 * 8
         self._device = device
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._params = np.zeros(max_rows, dtype)
         self._masks = np.zeros((max_rows, (vocab_size + 31) // 32), np.uint32)
         self._token_ids = np.zeros(max_rows, np.int32)
@@ -122,7 +122,7 @@ class Sampler:
         The logits are the same afterwards. `rows` may be empty. InternalError where a mask allows nothing.
         """
         assert len(rows) <= len(self._params), f"{len(rows)} rows, made for {len(self._params)}"
-        assert len(rows) * self._vocab_size * 4 <= logits_buffer.size, "fewer logits than rows"
+        assert len(rows) * self.vocab_size * 4 <= logits_buffer.size, "fewer logits than rows"
         self._rows = tuple(rows)
         if not rows:
             return
@@ -149,7 +149,7 @@ class Sampler:
         return [
             SampledToken(token_id, None, ())
             if row.num_logprobs is None
-            else _with_logprobs(token_id, min(row.num_logprobs, self._vocab_size), report)
+            else _with_logprobs(token_id, min(row.num_logprobs, self.vocab_size), report)
             for token_id, row, report in zip(token_ids.tolist(), rows, reports, strict=True)
         ]
 
@@ -166,7 +166,7 @@ class Sampler:
             self._masks_buffer,
             self._token_ids_buffer,
             self._reports_buffer,
-            np.int32(self._vocab_size),
+            np.int32(self.vocab_size),
         )
         self._logits_buffer = logits_buffer
 

@@ -33,7 +33,7 @@ class SchedulerConfig:
     context_length: int  # prompt and generated tokens of a sequence
     max_num_batched_tokens: int = 512  # tokens of a step
     max_num_seqs: int = 64  # sequences of a step
-    num_spare_rows: int = 32  # rows of logits of a step beyond one for each sequence: for drafts
+    num_spare_rows: int = 32  # rows of logits of a step beyond one for each sequence: for drafts, prompt_logprobs
     max_draft_tokens: int = 0  # of a draft, where the request does not say
     max_prefill_chunk: int = 512  # prefill tokens of one sequence in a step
     max_step_stretch: float = 1.7  # a step with prefill may take so many times what its decode tokens alone would take
@@ -122,6 +122,14 @@ class TokenEvent(NamedTuple):
     token: SampledToken
 
 
+class PromptLogprobsEvent(NamedTuple):
+    """The next tokens of a prompt, beginning with its second, with their log-probabilities: before any TokenEvent."""
+
+    request_id: int
+    choice: int
+    tokens: tuple[SampledToken, ...]
+
+
 class Usage(NamedTuple):
     """Token counts of a choice."""
 
@@ -178,7 +186,7 @@ class FinishedEvent(NamedTuple):
     timings: Timings
 
 
-Event = TokenEvent | FinishedEvent
+Event = PromptLogprobsEvent | TokenEvent | FinishedEvent
 
 
 class RequestInfo(NamedTuple):

@@ -171,9 +171,9 @@ def checked_stop_token_ids(value: Sequence[int], vocab_size: int) -> tuple[int, 
     return tuple(value)
 
 
-def checked_logprobs(value: int | None) -> int | None:
+def checked_logprobs(value: int | None, field: str = "params.logprobs") -> int | None:
     """`value` in [0, 20], the number of most likely tokens reported beside the chosen one; None reports nothing."""
-    return None if value is None else _integer_in_range("params.logprobs", value, 0, MAX_LOGPROBS)
+    return None if value is None else _integer_in_range(field, value, 0, MAX_LOGPROBS)
 
 
 def _number_in_range(field: str, value: float, low: float, high: float) -> float:

@@ -28,6 +28,7 @@ from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.messages import (
     Event,
     FinishedEvent,
+    PromptLogprobsEvent,
     RequestInfo,
     ScheduledChunk,
     ScheduledStep,
@@ -249,12 +250,21 @@ class Scheduler:
         self._advance(sequence, num_known)
         if sequence.state is _PREFILL:
             self._num_prompt_tokens += num_known
+            tokens = self._score(sequence, tokens)
             if tokens:
                 self._end_prefill(sequence, now)
         if draft_ids:
             self._verify(sequence, draft_ids, tokens, now)
         elif tokens:
             self._accept(sequence, tokens[0], now)
+
+    def _score(self, sequence: Sequence, tokens: list[SampledToken]) -> list[SampledToken]:
+        """Reports those of `tokens` that are the prompt's own, with their log-probabilities; returns the others."""
+        num_scores = min(len(tokens), sequence.num_prompt_tokens - sequence.num_scored)
+        if num_scores:
+            sequence.num_scored += num_scores
+            self._events.append(PromptLogprobsEvent(*sequence.id, tuple(tokens[:num_scores])))
+        return tokens[num_scores:]
 
     def _advance(self, sequence: Sequence, num_tokens: int) -> None:
         """K and V of so many more known tokens are in the sequence's blocks; whole blocks go into the prefix cache."""

@@ -82,7 +82,9 @@ class Request:
     """What was asked for; never changes.
 
     `id` is unique in the engine's life. `arrival` and `deadline` are seconds of the scheduler's clock. `initial_credit`
-    is the number of tokens that each choice may generate before a grant; None stands for max_tokens. Requests of one
+    is the number of tokens that each choice may generate before a grant; None stands for max_tokens. `logprobs` and
+    `prompt_logprobs` count the most likely tokens to report beside each generated one, or each of the prompt's but the
+    first, in choice 0; None reports nothing. Requests of one
     `stream_id` share its turns. They share cached K and V only under the same `cache_salt`, and none where it is None.
     """
 
@@ -96,6 +98,7 @@ class Request:
     priority: int = 0
     initial_credit: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stream_id: Hashable = 0
     cache_salt: str | None = ""
     speculation: Speculation = SERVER_DEFAULT
@@ -131,6 +134,7 @@ class Sequence:
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_scored: int = 0  # prompt tokens whose log-probability is known, or not asked for
     num_drafted: int = 0  # draft tokens that were verified
     num_accepted: int = 0  # those of them that were sampled as well
     num_cached: int = 0  # prompt tokens that did not have to be computed when it first started
@@ -141,11 +145,23 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.id = SequenceId(self.request.id, self.choice)
+        has_scores = self.request.prompt_logprobs is not None and self.choice == 0
+        self.num_scored = 1 if has_scores else self.num_prompt_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt_ids)
+
+    @property
+    def cache_salt(self) -> str | None:
+        """The request's; None, for no prefix cache, while prompt tokens have no score: what is cached has no logits."""
+        return None if self.num_scored < self.num_prompt_tokens else self.request.cache_salt
+
+    @property
+    def first_row(self) -> int:
+        """Position from which on logits are wanted: of the token before the first without a score, else the newest."""
+        return (self.num_scored if self.num_scored < self.num_prompt_tokens else self.num_tokens) - 1
 
     @property
     def num_generated(self) -> int:

@@ -42,8 +42,8 @@ class StepPlanner:
         budget = min(self._config.max_num_batched_tokens - num_tokens, self._prefill_budget.limit(num_tokens))
         copies: list[BlockCopy] = []
         candidates = chain(prefilling, self._admissions(now))
-        while budget and (sequence := next(candidates, None)):
-            chunk = self._prefill_chunk(sequence, budget)
+        while budget and num_rows < self._config.max_logit_rows and (sequence := next(candidates, None)):
+            chunk = self._prefill_chunk(sequence, budget, self._config.max_logit_rows - num_rows)
             chunks.append(chunk)
             if copy := self._blocks.start_copy(sequence.id):
                 copies.append(copy)
@@ -99,10 +99,11 @@ class StepPlanner:
             self._blocks.grow(chunk.sequence.id)
         return min(num_wanted, len(block_table) * block_size - stop)
 
-    def _prefill_chunk(self, sequence: Sequence, budget: int) -> ScheduledChunk:
-        num_left = sequence.num_tokens - sequence.num_computed
-        num_tokens = min(num_left, budget, self._config.max_prefill_chunk)
-        return ScheduledChunk(sequence, sequence.num_computed, num_tokens, num_rows=int(num_tokens == num_left))
+    def _prefill_chunk(self, sequence: Sequence, budget: int, max_rows: int) -> ScheduledChunk:
+        start, first_row = sequence.num_computed, max(sequence.num_computed, sequence.first_row)
+        num_left = sequence.num_tokens - start
+        num_tokens = min(num_left, budget, self._config.max_prefill_chunk, first_row - start + max_rows)
+        return ScheduledChunk(sequence, start, num_tokens, num_rows=max(0, start + num_tokens - first_row))
 
     def _admissions(self, now: float) -> Iterator[Sequence]:
         """Admits waiting sequences one by one, as asked for; ends at the first that does not fit; none is skipped."""

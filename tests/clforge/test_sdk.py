@@ -489,8 +489,9 @@ def test_every_parameter_has_a_place_in_the_message() -> None:
     values: dict[str, Any] = dict.fromkeys(clforge.Params.__annotations__, 1)
     values |= {"stop": ["a"], "stop_token_ids": [1], "cache_salt": "s", "model": "m"}
     message = params_to_proto(values)  # type: ignore[arg-type]
-    fields = [*message.sampling.ListFields(), *message.stopping.ListFields(), *message.ListFields()]
-    assert {field.name for field, _ in fields} - {"sampling", "stopping"} == set(values) - {"model"}
+    parts = {"sampling": message.sampling, "stopping": message.stopping, "speculation": message.speculation}
+    fields = [field for part in (message, *parts.values()) for field, _ in part.ListFields()]
+    assert {field.name for field in fields} - set(parts) == set(values) - {"model"}
 
 
 def test_package_exports_what_it_names() -> None:

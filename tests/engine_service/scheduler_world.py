@@ -15,6 +15,7 @@ from engine_service.scheduling.messages import (
     BlockCopy,
     Event,
     FinishedEvent,
+    PromptLogprobsEvent,
     ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
@@ -65,6 +66,7 @@ def make_request(
     stream_id: int = 0,
     cache_salt: str | None = "",
     max_draft_tokens: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Request:
     """A request whose prompt and seed follow from its id; no token ends it, unless asked for."""
     if prompt_ids is None:
@@ -83,6 +85,7 @@ def make_request(
         initial_credit=credit,
         stream_id=stream_id,
         cache_salt=cache_salt,
+        prompt_logprobs=prompt_logprobs,
         speculation=Speculation(max_draft_tokens=max_draft_tokens),
     )
 
@@ -165,6 +168,8 @@ class SimulatedModel:
             assert self._slots[self._slot(chunk, position)] == state, f"sequence {sequence.id} at {position}"
             summary = _mix(summary, state)
         num_generated = len(token_ids) - sequence.num_prompt_tokens
+        if num_generated < 0:
+            return SampledToken(sequence.request.prompt_ids[len(token_ids)], -1.0, ())
         return make_token(_next_id(summary, sequence.request, sequence.choice, num_generated))
 
 
@@ -175,6 +180,7 @@ class Choice:
     request: Request
     credit: int
     ids: list[int] = field(default_factory=list)
+    scored_ids: list[int] = field(default_factory=list)  # prompt tokens that came with a log-probability
     finished: FinishedEvent | None = None
 
 
@@ -276,6 +282,9 @@ class World:
             if isinstance(event, TokenEvent):
                 choice.ids.append(event.token.token_id)
                 assert len(choice.ids) <= choice.credit, "more tokens than credit"
+            elif isinstance(event, PromptLogprobsEvent):
+                assert not choice.ids, "a prompt's log-probabilities come before its first token"
+                choice.scored_ids += [token.token_id for token in event.tokens]
             else:
                 choice.finished = event
                 self.live[event.request_id] -= 1
@@ -330,14 +339,20 @@ class World:
             assert chunk.start == sequence.num_computed
             num_known = chunk.num_tokens - len(chunk.draft_ids)
             assert 0 < num_known <= self.config.max_prefill_chunk
-            assert chunk.num_rows == len(chunk.draft_ids) + (chunk.start + num_known == sequence.num_tokens)
-            assert chunk.num_rows <= max(1, sequence.credit), "a draft may be longer than the credit"
+            num_scores = max(0, min(num_known, chunk.start + num_known - sequence.num_scored + 1))
+            num_scores = min(num_scores, sequence.num_prompt_tokens - sequence.num_scored)
+            ends = chunk.start + num_known == sequence.num_tokens
+            assert chunk.num_rows == num_scores + len(chunk.draft_ids) + ends
+            assert len(chunk.draft_ids) < max(1, sequence.credit), "a draft may be longer than the credit"
             assert len(sequence.block_table) * self.blocks.block_size >= chunk.start + chunk.num_tokens
 
     def _check_finished(self, choice: Choice, event: FinishedEvent) -> None:
         request, usage = choice.request, event.usage
         ids = [*choice.ids] if event.stop_token_id is None else [*choice.ids, event.stop_token_id]
         assert tuple(ids) == ids_alone(request, event.choice, len(ids)), "neighbours changed the tokens"
+        asked = request.prompt_logprobs is not None and event.choice == 0
+        scored_ids = request.prompt_ids[1:] if asked and ids else request.prompt_ids[1 : 1 + len(choice.scored_ids)]
+        assert choice.scored_ids == list(scored_ids) if asked else not choice.scored_ids
         assert usage.generated_tokens == len(ids)
         assert usage.prompt_tokens == len(request.prompt_ids)
         assert usage.delivered_tokens <= usage.generated_tokens

@@ -246,7 +246,10 @@ def _broken(field: str, value: object) -> pb.GenerateTokensRequest:
         ("params.logprobs", 21, "INVALID_ARGUMENT"),
         ("params.timeout.seconds", -1, "INVALID_ARGUMENT"),
         ("params.timeout.seconds", 1 << 62, "INVALID_ARGUMENT"),
-        ("params.prompt_logprobs", 1, "UNIMPLEMENTED"),
+        ("params.prompt_logprobs", 21, "INVALID_ARGUMENT"),
+        ("params.speculation.max_draft_tokens", 17, "INVALID_ARGUMENT"),
+        ("params.speculation.ngram_size", 0, "INVALID_ARGUMENT"),
+        ("params.speculation.ngram_size", 9, "INVALID_ARGUMENT"),
         ("params.constraint.regex", "a*", "UNIMPLEMENTED"),
     ],
 )

@@ -85,6 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stream_id=st.integers(0, 2),
         cache_salt=st.sampled_from(["", "", "", "other", None]),
         max_draft_tokens=st.sampled_from([0, 1, 4, 16]),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
     )
     def arrive(
         self,
@@ -98,6 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stream_id: int,
         cache_salt: str | None,
         max_draft_tokens: int,
+        prompt_logprobs: int | None,
     ) -> None:
         """A request arrives."""
         now = self.world.clock.now
@@ -116,6 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             stream_id=stream_id,
             cache_salt=cache_salt,
             max_draft_tokens=max_draft_tokens,
+            prompt_logprobs=prompt_logprobs,
         )
         self.next_id += 1
         self.world.add(request)
@@ -192,6 +195,7 @@ def random_request(rng: random.Random, world: World, request_id: int) -> Request
         stream_id=rng.randrange(3),
         cache_salt=rng.choice(["", "", "", "other", None]),
         max_draft_tokens=rng.choice([0, 0, 3, 16]),
+        prompt_logprobs=rng.choice([None, None, None, 0]),
     )
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine_service import loader
-from engine_service.compute import kernel_sources, model_runner
+from engine_service.compute import kernel_sources
 from engine_service.compute.device import Device
 from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.logit_rows import logit_rows
 from engine_service.compute.model_runner import ModelRunner
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.scheduling.block_manager import BlockManager, Reuse
@@ -155,9 +154,9 @@ def chunk_one_too_far(patch: pytest.MonkeyPatch) -> None:
     """A prompt's later chunks begin one token too late."""
     prefill_chunk = StepPlanner._prefill_chunk
 
-    def prefill_late(self: StepPlanner, sequence: ScheduledSequence, budget: int) -> ScheduledChunk:
+    def prefill_late(self: StepPlanner, sequence: ScheduledSequence, budget: int, max_rows: int) -> ScheduledChunk:
         sequence.num_computed += 0 < sequence.num_computed < sequence.num_tokens - 1
-        return prefill_chunk(self, sequence, budget)
+        return prefill_chunk(self, sequence, budget, max_rows)
 
     patch.setattr(StepPlanner, "_prefill_chunk", prefill_late)
 
@@ -187,16 +186,6 @@ def draft_accepted_unseen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_verify", verify_blindly)
 
 
-def draft_rows_share_a_counter(patch: pytest.MonkeyPatch) -> None:
-    """All rows of a draft draw with the counter of the first."""
-
-    def rows_of_first(chunk: ScheduledChunk, eog_ids: tuple[int, ...]) -> Iterator[RowParams]:
-        rows = list(logit_rows(chunk, eog_ids))
-        return (row._replace(position=rows[0].position) for row in rows)
-
-    patch.setattr(model_runner, "logit_rows", rows_of_first)
-
-
 FAULTS: list[Fault] = [
     wrong_block,
     skipped_copy,
@@ -212,7 +201,6 @@ FAULTS: list[Fault] = [
     chunk_one_too_far,
     one_token_too_many,
     draft_accepted_unseen,
-    draft_rows_share_a_counter,
 ]
 
 

@@ -44,7 +44,7 @@ class Traffic:
             logprobs=rng.choice((0, 1, 5)),
             stream_id=rng.randrange(3),
             cache_salt=rng.choice(_SALTS),
-            speculation=Speculation(max_draft_tokens=rng.choice((0, 4, 16)), ngram_size=rng.choice((1, 2, 3))),
+            speculation=Speculation(max_draft_tokens=rng.choice((0, 0, 4, 16)), ngram_size=rng.choice((1, 2, 3))),
         )
 
     def _prompt_ids(self, earlier: list[Request], answered: list[Answered]) -> tuple[int, ...]:

@@ -25,10 +25,10 @@ class Params(TypedDict, total=False):
     Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`. Ending: `max_tokens`, `min_tokens`,
     `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
     `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
-    likely tokens to report beside the chosen one; `model`: the name of the model wanted; `echo`: return the prompt's
-    text before the output; `tell_reasoning`: tell reasoning (`<think>`) apart from the answer, which is the default for
-    a Chat where the model knows marks for it; `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how
-    fast the output comes and never what it is.
+    likely tokens to report beside the chosen one; `prompt_logprobs`: the same for the prompt's tokens; `model`: the
+    name of the model wanted; `echo`: return the prompt's text before the output; `tell_reasoning`: tell reasoning
+    (`<think>`) apart from the answer, which is the default for a Chat where the model knows marks for it;
+    `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how fast the output comes and never what it is.
     """
 
     temperature: float
@@ -48,6 +48,7 @@ class Params(TypedDict, total=False):
     cache_salt: str
     no_cache: bool
     logprobs: int
+    prompt_logprobs: int
     model: str
     echo: bool
     tell_reasoning: bool
@@ -57,7 +58,7 @@ class Params(TypedDict, total=False):
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
-_GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "echo", "tell_reasoning")
+_GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "prompt_logprobs", "echo", "tell_reasoning")
 _SPECULATION = ("max_draft_tokens", "ngram_size")
 _LISTS = ("stop", "stop_token_ids")
 
