@@ -34,6 +34,7 @@ class PartName(StrEnum):
     SCHEDULER = "scheduler"
     START = "start"
     SDK = "sdk"
+    SPECULATION = "speculation"
     TOKENIZER = "tokenizer"
 
 

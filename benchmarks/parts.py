@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import overload, prefix, scheduler, sdk, stall, start, tokenizer
+from benchmarks import overload, prefix, scheduler, sdk, speculation, stall, start, tokenizer
 from benchmarks.config import PartName
 from benchmarks.models import BenchModel
 from engine_service.bench.machine import ROOT
@@ -58,6 +58,15 @@ PARTS = {
         sdk.measure,
         BenchModel("tinyllama-1.1b", "Q8_0"),
         {"share_1": Limit(0.95, is_floor=True), "share_16": Limit(0.95, is_floor=True)},
+    ),
+    PartName.SPECULATION: Part(
+        speculation.measure,
+        BenchModel("tinyllama-1.1b", "Q8_0"),
+        {
+            "speedup_100": Limit(2.0, is_floor=True),
+            "speedup_50": Limit(1.3, is_floor=True),
+            "speedup_0": Limit(0.95, is_floor=True),
+        },
     ),
     PartName.TOKENIZER: Part(tokenizer.measure, _BUNDLED, {}),
 }

@@ -1,5 +1,5 @@
 """`make bench`, second half: prefix cache, long prompts beside running requests, overload, the scheduler's cost, start
-and memory, what the SDK costs, the tokenizer.
+and memory, what the SDK costs, drafts, the tokenizer.
 
 usage: python -m benchmarks.serving [--only PART] [--rounds N] [--model FILE] [--json FILE]
 """

@@ -21,6 +21,7 @@ from engine_service.engine import Engine, StepObserver
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel, numerics_id
 from service_common.gguf_reader import GGUFReader
@@ -43,8 +44,12 @@ def load_engine(
     vocab_sha256: str,
     progress: Progress,
     on_step: StepObserver = lambda step: None,
+    drafter: Drafter | None = None,
 ) -> LoadedEngine:
-    """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit."""
+    """Opens the device and puts the model on it. StartupError or DeviceError tells what does not fit.
+
+    `drafter` as in Scheduler.
+    """
     device = Device.open(config.device)
     eog_ids = tuple(sorted(SpecialTokens.from_gguf(reader).eog_ids))
     kernels = ModelKernels.of(
@@ -69,7 +74,7 @@ def load_engine(
     block_copies = operations.copy_blocks(cache, kernels.shape)
     runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids)
     blocks = BlockManager(plan.num_blocks, config.block_size)
-    scheduler = Scheduler(scheduler_config, blocks, eog_token_ids=frozenset(eog_ids))
+    scheduler = Scheduler(scheduler_config, blocks, eog_token_ids=frozenset(eog_ids), drafter=drafter)
     served = ServedModel(
         name=reader.get_str("general.name", config.model.stem),
         architecture=hyperparameters.architecture,
