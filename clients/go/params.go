@@ -45,6 +45,13 @@ func (p *params) fail(err error) {
 	}
 }
 
+func (p *params) speculation() *pb.Speculation {
+	if p.generation.Speculation == nil {
+		p.generation.Speculation = &pb.Speculation{}
+	}
+	return p.generation.Speculation
+}
+
 func (p *params) count(field string, n int) *uint32 {
 	if n < 0 || n > math.MaxInt32 {
 		p.fail(invalid(field, "is %d; must be in [0, 2^31)", n))
@@ -158,6 +165,21 @@ func WithNoCache() GenerateOption {
 // WithLogprobs reports the log-probability of each token and of the top most likely ones; top in [0, 20].
 func WithLogprobs(top int) GenerateOption {
 	return func(p *params) { p.generation.Logprobs = p.count("logprobs", top) }
+}
+
+// WithPromptLogprobs reports the same for each of the prompt's tokens but the first; top in [0, 20].
+func WithPromptLogprobs(top int) GenerateOption {
+	return func(p *params) { p.generation.PromptLogprobs = p.count("prompt_logprobs", top) }
+}
+
+// WithMaxDraftTokens limits drafts, which change how fast the output comes and never what it is; n in [0, 16], 0 for none.
+func WithMaxDraftTokens(n int) GenerateOption {
+	return func(p *params) { p.speculation().MaxDraftTokens = p.count("max_draft_tokens", n) }
+}
+
+// WithNgramSize limits the run of last tokens that is looked up for a draft; n in [1, 8].
+func WithNgramSize(n int) GenerateOption {
+	return func(p *params) { p.speculation().NgramSize = p.count("ngram_size", n) }
 }
 
 // WithModel names the model wanted; the error is ErrNotFound when another one is served.
