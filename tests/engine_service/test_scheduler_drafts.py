@@ -35,13 +35,13 @@ def test_right_drafts_bring_several_tokens_a_step() -> None:
     world.step()
     step = world.schedule()
     assert step is not None
-    assert chunks_of(step) == [(1, 4, 5, 5)]
+    assert chunks_of(step) == [(1, 4, 4, 4)]
     events = world.update(step)
     assert [event.token.token_id for event in events if isinstance(event, TokenEvent)] == [
-        *ids_alone(request, 0, 6)[1:]
+        *ids_alone(request, 0, 5)[1:]
     ]
-    assert world.run_until_idle() == 1
-    assert world.end_of(1).usage.drafted_tokens == world.end_of(1).usage.accepted_tokens == 4 + 4
+    assert world.run_until_idle() == 2
+    assert world.end_of(1).usage.drafted_tokens == world.end_of(1).usage.accepted_tokens == 3 + 3 + 1
     world.check_empty()
 
 
@@ -117,16 +117,16 @@ def test_no_sequence_is_preempted_for_a_draft() -> None:
     world.add(make_request(2, prompt_len=4, max_tokens=5, cache_salt=None))
     world.run_until_idle()
     assert world.scheduler.stats().num_preemptions == 0
-    assert world.scheduler.stats().accepted_tokens == 2 * 3
+    assert world.scheduler.stats().accepted_tokens == 2 + 2
 
 
 def test_drafts_leave_room_for_prefill() -> None:
     """They take at most half of the tokens that decode leaves, and no more than the spare rows of logits."""
-    world = drafting_world(max_draft_tokens=16, max_num_seqs=2, max_num_batched_tokens=11, num_blocks=32)
+    world = drafting_world(max_draft_tokens=16, max_num_seqs=2, max_num_batched_tokens=6, num_blocks=32)
     world.add(make_request(1, prompt_len=4, max_tokens=40))
     world.step()
     world.add(make_request(2, prompt_len=20))
-    assert chunks_of(world.schedule()) == [(1, 4, 6, 6), (2, 0, 5, 0)]
+    assert chunks_of(world.schedule()) == [(1, 4, 3, 3), (2, 0, 3, 0)]
 
 
 def test_a_request_may_turn_drafts_off_or_on() -> None:
