@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyopencl as cl
+from numpy.typing import NDArray
 
 from engine_service.compute.device import Device, device_errors
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams
+from service_common.errors import InternalError
 
 _ONE = 2.0**31  # the integer weight of probability 1
 _WORD = 0xFFFFFFFF
@@ -28,6 +30,9 @@ class RowParams(NamedTuple):
 
     `position` is the absolute position of the token to be chosen. `banned_ids` (distinct or not) come as
     GenerationLimits.banned_ids gives them. `num_logprobs` in [0, 20], or None for no log-probability at all.
+    `allowed` is a packed mask, uint32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 allows token i, bits from
+    vocab_size on are 0, and some bit is set; None allows all. Where all allowed tokens are banned or have logits of
+    -infinity or NaN, the lowest allowed id is chosen.
     """
 
     sampling: SamplingParams
@@ -35,6 +40,7 @@ class RowParams(NamedTuple):
     choice: int = 0
     banned_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    allowed: NDArray[np.uint32] | None = None
 
 
 # Mirrors row_report of kernels/cpu/sample.cl, which explains the fields.
@@ -67,6 +73,7 @@ def row_params_dtype(max_banned_ids: int) -> np.dtype[np.void]:
             ("position", "<u4"),
             ("choice", "<u4"),
             ("num_logprobs", "<i4"),
+            ("mask", "<i4"),
             ("num_banned", "<i4"),
             ("banned_ids", "<i4", (max_banned_ids,)),
         ]
@@ -89,10 +96,12 @@ class Sampler:
         self._device = device
         self._vocab_size = vocab_size
         self._params = np.zeros(max_rows, dtype)
+        self._masks = np.zeros((max_rows, (vocab_size + 31) // 32), np.uint32)
         self._token_ids = np.zeros(max_rows, np.int32)
         self._reports = np.zeros(max_rows, ROW_REPORT)
         self._params_buffer = device.empty(self._params.nbytes, "sampler.params")
         self._weights_buffer = device.empty(max_rows * padded_vocab_size * 4, "sampler.weights")
+        self._masks_buffer = device.empty(self._masks.nbytes, "sampler.masks")
         self._token_ids_buffer = device.empty(self._token_ids.nbytes, "sampler.token_ids")
         self._reports_buffer = device.empty(self._reports.nbytes, "sampler.reports")
         self._kernel = library.kernel(
@@ -104,13 +113,13 @@ class Sampler:
             ROW_REPORT_BYTES=ROW_REPORT.itemsize,
         )
         self._logits_buffer: cl.Buffer | None = None
-        self._upload: cl.Event | None = None
+        self._uploads: list[cl.Event] = []
         self._rows: tuple[RowParams, ...] = ()
 
     def enqueue(self, logits_buffer: cl.Buffer, rows: Sequence[RowParams]) -> None:
         """Starts choosing a token for each of the first len(rows) rows of `logits_buffer`, f32 [R][vocab_size].
 
-        The logits are the same afterwards. `rows` may be empty.
+        The logits are the same afterwards. `rows` may be empty. InternalError where a mask allows nothing.
         """
         assert len(rows) <= len(self._params), f"{len(rows)} rows, made for {len(self._params)}"
         assert len(rows) * self._vocab_size * 4 <= logits_buffer.size, "fewer logits than rows"
@@ -120,10 +129,10 @@ class Sampler:
         if logits_buffer is not self._logits_buffer:
             self._bind(logits_buffer)
         self._fill_params(rows)
-        params = self._params[: len(rows)]
-        with device_errors("write buffer", buffer="sampler.params", bytes=params.nbytes):
-            # Device.write would wait for the forward pass. The event keeps `params` alive until the copy is done.
-            self._upload = cl.enqueue_copy(self._device.queue, self._params_buffer, params, is_blocking=False)
+        num_masks = self._fill_masks(rows)
+        self._uploads = [self._upload(self._params_buffer, self._params[: len(rows)], "sampler.params")]
+        if num_masks:
+            self._uploads.append(self._upload(self._masks_buffer, self._masks[:num_masks], "sampler.masks"))
         self._device.run(self._kernel, len(rows))
 
     def read(self) -> list[SampledToken]:
@@ -144,11 +153,17 @@ class Sampler:
             for token_id, row, report in zip(token_ids.tolist(), rows, reports, strict=True)
         ]
 
+    def _upload(self, buffer: cl.Buffer, source: NDArray[Any], name: str) -> cl.Event:
+        """Device.write would wait for the forward pass. The event keeps `source` alive until the copy is done."""
+        with device_errors("write buffer", buffer=name, bytes=source.nbytes):
+            return cl.enqueue_copy(self._device.queue, buffer, source, is_blocking=False)
+
     def _bind(self, logits_buffer: cl.Buffer) -> None:
         self._kernel.set_args(
             logits_buffer,
             self._params_buffer,
             self._weights_buffer,
+            self._masks_buffer,
             self._token_ids_buffer,
             self._reports_buffer,
             np.int32(self._vocab_size),
@@ -165,6 +180,21 @@ class Sampler:
         for index, row in enumerate(rows):
             if row.banned_ids:
                 params["banned_ids"][index, : len(row.banned_ids)] = row.banned_ids
+
+    def _fill_masks(self, rows: Sequence[RowParams]) -> int:
+        """Lays out the masks one behind the other and refers rows to them; their number."""
+        indices = self._params["mask"]
+        indices[: len(rows)] = -1
+        num_masks = 0
+        for index, row in enumerate(rows):
+            if row.allowed is None:
+                continue
+            if not row.allowed.any():
+                raise InternalError(f"the mask of row {index} allows no token", reason="EMPTY_MASK")
+            self._masks[num_masks] = row.allowed
+            indices[index] = num_masks
+            num_masks += 1
+        return num_masks
 
 
 @lru_cache(maxsize=4096)

@@ -4,11 +4,13 @@
 // params     [rows] row_params: how to choose.
 // weights    [rows][vocab_size rounded up to 8] f32, scratch. A weight is an integer in 0..2^31 and exact in f32, since it is
 //            2^31 times an f32 of at most 1; positive floats order like their bits, which the radix select uses.
+// masks      [rows that have one][(vocab_size + 31) / 32] uint: bit i % 32 of word i / 32 allows token i; bits beyond are 0.
 // token_ids  [rows] int32: the chosen tokens.
 // reports    [rows] row_report: written where num_logprobs >= 0.
 //
 // A work-item does one row. Filters set what they drop to weight 0. All sums are exact, so lanes may add in any order. Logits
-// that are NaN have weight 0; where the largest logit is not finite, the token is the lowest id that has it, or 0.
+// that are NaN have weight 0; where the largest logit is not finite, the token is the lowest id that has it, or the lowest
+// allowed id.
 //
 // MAX_BANNED_IDS   length of row_params.banned_ids
 // MAX_LOGPROBS     length of row_report.top_ids
@@ -24,6 +26,7 @@ typedef struct {
   uint seed_low, seed_high;
   uint position, choice;      // counter of the draw
   int num_logprobs;           // top logits to report; 0: the chosen one alone, -1: no report
+  int mask;  // index of the row's mask; -1: all tokens are allowed
   int num_banned;
   int banned_ids[MAX_BANNED_IDS];
 } row_params;
@@ -244,6 +247,22 @@ int draw(__global const row_params *p, __global const float *row, int n, float l
   return find_running_sum(weights, n, mul_hi(random_bits(p), sum));
 }
 
+// The logits of the tokens that `mask` allows, -infinity for all others; what is beyond the end of the row is -infinity too.
+void keep_allowed(__global const float *row, int n, __global const uint *mask, __global float *logits) {
+  int8 lanes = (int8)(1, 2, 4, 8, 16, 32, 64, 128);
+  for (int i = 0; i < n; i += 8) {
+    int8 allowed = ((int8)(mask[i / 32] >> i % 32) & lanes) != 0;
+    clf_store8(logits + i, allowed ? load_logits(row, n, i) : (v8f)(-INFINITY));
+  }
+}
+
+// The lowest id that `mask` allows; one exists.
+int lowest_allowed(__global const uint *mask) {
+  int w = 0;
+  while (!mask[w]) ++w;
+  return 32 * w + lowest_lane(mask[w]);
+}
+
 // The `count` largest logits by insertion; a later equal logit stays behind, so ties are in id order.
 void find_top(__global const float *row, int n, int count, __global row_report *report) {
   float top[MAX_LOGPROBS];
@@ -272,7 +291,7 @@ void find_top(__global const float *row, int n, int count, __global row_report *
 }
 
 __kernel void sample(__global float *logits, __global const row_params *params, __global float *weights,
-                     __global int *token_ids, __global row_report *reports, int vocab_size) {
+                     __global const uint *masks, __global int *token_ids, __global row_report *reports, int vocab_size) {
   size_t r = get_global_id(0);
   int n = vocab_size;
   __global float *row = logits + r * n;
@@ -287,14 +306,23 @@ __kernel void sample(__global float *logits, __global const row_params *params, 
     if (p->num_logprobs > 0) find_top(row, n, p->num_logprobs, report);
   }
 
-  float raw[MAX_BANNED_IDS];
-  for (int b = 0; b < p->num_banned; ++b) raw[b] = row[p->banned_ids[b]];
-  for (int b = 0; b < p->num_banned; ++b) row[p->banned_ids[b]] = -INFINITY;
+  __global float *logits_left = row;
+  __global const uint *mask = masks + (size_t)max(p->mask, 0) * ((n + 31) / 32);
+  if (p->mask >= 0) {
+    logits_left = row_weights;  // `weigh` reads and writes in place
+    keep_allowed(row, n, mask, logits_left);
+  }
 
-  int token_id = argmax(row, n, &largest);
-  if (!p->is_greedy && isfinite(largest)) token_id = draw(p, row, n, largest, row_weights);
+  float raw[MAX_BANNED_IDS];
+  for (int b = 0; b < p->num_banned; ++b) raw[b] = logits_left[p->banned_ids[b]];
+  for (int b = 0; b < p->num_banned; ++b) logits_left[p->banned_ids[b]] = -INFINITY;
+
+  int token_id = argmax(logits_left, n, &largest);
+  if (largest == -INFINITY && p->mask >= 0) token_id = lowest_allowed(mask);
+  if (!p->is_greedy && isfinite(largest)) token_id = draw(p, logits_left, n, largest, row_weights);
   token_ids[r] = token_id;
 
-  for (int b = 0; b < p->num_banned; ++b) row[p->banned_ids[b]] = raw[b];
+  if (p->mask < 0)
+    for (int b = 0; b < p->num_banned; ++b) row[p->banned_ids[b]] = raw[b];
   if (p->num_logprobs >= 0) report->chosen_logit = row[token_id];
 }
