@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import pyopencl as cl
@@ -9,6 +10,7 @@ import pyopencl as cl
 from engine_service.compute.launches import Launch, Program
 from engine_service.compute.sampler import RowParams, Sampler
 from engine_service.compute.step_inputs import StepInputs
+from engine_service.constraints.mask_threads import MaskRequest, Masks, MaskThreads
 from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
 
@@ -34,10 +36,12 @@ class ModelRunner:
         inputs: StepInputs,
         sampler: Sampler,
         eog_ids: tuple[int, ...],
+        mask_threads: MaskThreads,
     ) -> None:
         self.program, self.device = program, program.library.device
         self.inputs, self._model, self._sampler = inputs, model, sampler
         self.launches, self._eog_ids = block_copies + model.launches, eog_ids
+        self._mask_threads = mask_threads
         self._executable = program.bind(self.launches, inputs.counts)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
@@ -46,15 +50,21 @@ class ModelRunner:
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
         size = self.inputs.upload(step.chunks, step.block_copies)
+        sampling = [chunk for chunk in step.chunks if chunk.samples]
+        constraints = [chunk.sequence.constraint for chunk in sampling]
+        pending = self._mask_threads.start([MaskRequest(each) for each in constraints if each is not None])
         self._executable.run(size)
-        self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])
+        masks = iter(pending.wait())
+        self._sampler.enqueue(self._model.logits, [self._row(chunk, masks) for chunk in sampling])
         return self._sampler.read()
 
     def close(self) -> None:
         """Waits for the device to be done."""
+        self._mask_threads.close()
         self.device.close()
 
-    def _row(self, chunk: ScheduledChunk) -> RowParams:
+    def _row(self, chunk: ScheduledChunk, masks: Iterator[Masks]) -> RowParams:
+        """How the chunk's token is chosen; takes the next of `masks` if it is constrained."""
         request, sequence = chunk.sequence.request, chunk.sequence
         return RowParams(
             sampling=request.sampling,
@@ -62,4 +72,5 @@ class ModelRunner:
             choice=sequence.choice,
             banned_ids=request.limits.banned_ids(self._eog_ids, sequence.num_generated),
             num_logprobs=request.logprobs,
+            allowed=None if sequence.constraint is None else next(masks)[0],
         )

@@ -34,6 +34,7 @@ class Admission:
                 max_tokens=max_tokens,
                 end_token_ids=end_token_ids,
                 credit=max_tokens if request.initial_credit is None else request.initial_credit,
+                constraint=None if request.grammar is None else request.grammar.start(),
             )
             for choice in range(request.num_choices)
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final, NamedTuple
 
+from engine_service.scheduling.constraint import Constraint, Grammar
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from service_common.errors import InternalError, InvalidArgumentError
 
@@ -83,6 +84,7 @@ class Request:
     `id` is unique in the engine's life. `arrival` and `deadline` are seconds of the scheduler's clock. `initial_credit`
     is the number of tokens that each choice may generate before a grant; None stands for max_tokens. Requests of one
     `stream_id` share its turns. They share cached K and V only under the same `cache_salt`, and none where it is None.
+    `grammar` is what each choice's output has to match.
     """
 
     id: int
@@ -97,6 +99,7 @@ class Request:
     logprobs: int | None = None
     stream_id: Hashable = 0
     cache_salt: str | None = ""
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -124,6 +127,7 @@ class Sequence:
     max_tokens: int  # clamped to the context
     end_token_ids: frozenset[int]
     credit: int  # tokens that may still be generated
+    constraint: Constraint | None = None
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
@@ -162,8 +166,11 @@ class Sequence:
         return generated_ids if start >= split else prompt_ids[start:] + generated_ids
 
     def ends_with(self, token_id: int) -> bool:
-        """Whether `token_id`, sampled next, ends the sequence."""
-        return token_id in self.end_token_ids and len(self.generated_ids) >= self.request.limits.min_tokens
+        """Whether `token_id`, sampled next, ends the sequence. Below min_tokens a constraint gives such a token only
+        where it allows no other."""
+        if token_id not in self.end_token_ids:
+            return False
+        return self.constraint is not None or len(self.generated_ids) >= self.request.limits.min_tokens
 
     def transition(self, new: SequenceState) -> None:
         """Changes `state`. IllegalTransitionError names both states where TRANSITIONS has no such arrow."""
