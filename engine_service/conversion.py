@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
+from engine_service.constraints.spec import ConstraintSpec, Kind
 from engine_service.scheduling.messages import FinishedEvent, PromptLogprobsEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
@@ -23,6 +25,7 @@ from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
+_MAX_CHOICE_TEXTS = 1024
 _SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
 
 _REASONS = {
@@ -82,6 +85,24 @@ def to_request(
             ngram_size=_optional(params.speculation, "ngram_size"),
         ),
     )
+
+
+def to_constraint(params: pb.GenerationParams) -> ConstraintSpec | None:
+    """What the output has to match. InvalidArgumentError names what is wrong, or contradicts it."""
+    if not params.HasField("constraint"):
+        return None
+    kind = params.constraint.WhichOneof("kind")
+    if kind is None:
+        raise InvalidArgumentError("params.constraint", "empty", f"must be one of {', '.join(Kind)}")
+    if params.stopping.ignore_eos:
+        limit = "must be false beside a constraint, whose end is an end-of-generation token"
+        raise InvalidArgumentError("params.stopping.ignore_eos", "true", limit)
+    if params.sampling.allowed_token_ids:
+        limit = "must be empty beside a constraint, which tells the allowed tokens by itself"
+        raise InvalidArgumentError("params.sampling.allowed_token_ids", "set", limit)
+    if kind == "choices":
+        return ConstraintSpec.create(Kind.CHOICES, _choice_texts(params.constraint.choices))
+    return ConstraintSpec.create(Kind(kind), getattr(params.constraint, kind))
 
 
 def to_delta(token: SampledToken) -> pb.Delta:
@@ -180,11 +201,17 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    if params.HasField("constraint"):
-        raise _not_served("params.constraint")
     for descriptor, _ in params.sampling.ListFields():
         if descriptor.name not in _SERVED_SAMPLING:
             raise _not_served(f"params.sampling.{descriptor.name}")
+
+
+def _choice_texts(choices: pb.Choices) -> str:
+    num_texts = len(choices.texts)
+    if not 1 <= num_texts <= _MAX_CHOICE_TEXTS:
+        field, limit = "params.constraint.choices.texts", f"must hold between 1 and {_MAX_CHOICE_TEXTS}"
+        raise InvalidArgumentError(field, f"a list of {num_texts} texts", limit)
+    return json.dumps(list(choices.texts), ensure_ascii=False)
 
 
 def _not_served(field: str) -> UnimplementedError:

@@ -17,6 +17,7 @@ from engine_service.compute.self_test import choose_program
 from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Progress, Weights
 from engine_service.config import EngineConfig
+from engine_service.constraints.mask_threads import MaskThreads
 from engine_service.engine import Engine, StepObserver
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
@@ -26,6 +27,8 @@ from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel, numerics_id
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import SpecialTokens
+
+_NUM_MASK_THREADS = 2  # masks take little beside a forward pass, which wants all processors
 
 
 class LoadedEngine(NamedTuple):
@@ -72,7 +75,7 @@ def load_engine(
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
     sampler = Sampler(device, program.library, hyperparameters.vocab_size, limits.max_logit_rows, eog_ids)
     block_copies = operations.copy_blocks(cache, kernels.shape)
-    runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids)
+    runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids, MaskThreads(_NUM_MASK_THREADS))
     blocks = BlockManager(plan.num_blocks, config.block_size)
     scheduler = Scheduler(scheduler_config, blocks, eog_token_ids=frozenset(eog_ids), drafter=drafter)
     served = ServedModel(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine_service.compute.sampler import RowParams
+from engine_service.constraints.mask_threads import Masks
 from engine_service.scheduling.messages import ScheduledChunk
 from engine_service.scheduling.sampling_params import SamplingParams
 from engine_service.scheduling.sequence import Request, Sequence
@@ -14,12 +16,14 @@ from engine_service.scheduling.sequence import Request, Sequence
 _GREEDY = SamplingParams(seed=0, temperature=0.0)
 
 
-def logit_rows(chunk: ScheduledChunk, eog_ids: tuple[int, ...], vocab_size: int) -> Iterator[RowParams]:
+def logit_rows(
+    chunk: ScheduledChunk, eog_ids: tuple[int, ...], vocab_size: int, masks: Masks | None = None
+) -> Iterator[RowParams]:
     """How the token of each of the chunk's rows is chosen.
 
     Within the prompt it is the prompt's own next token, whose log-probability is wanted. Else the row gives what
     follows the sequence's known tokens and a tail: that much of the draft as the row has seen. So it is chosen as it
-    would be in a step of its own, had the tail been accepted.
+    would be in a step of its own, had the tail been accepted. `masks` as Constraint.masks gives them for the draft.
     """
     stop = chunk.start + chunk.num_tokens
     for num_behind in range(chunk.num_rows - 1, -1, -1):
@@ -28,7 +32,8 @@ def logit_rows(chunk: ScheduledChunk, eog_ids: tuple[int, ...], vocab_size: int)
             yield _prompt_row(chunk.sequence.request, position, vocab_size)
         else:
             tail = chunk.draft_ids[: len(chunk.draft_ids) - num_behind]
-            yield _output_row(chunk.sequence, tail, position, eog_ids)
+            allowed = None if masks is None else masks[len(tail)]
+            yield _output_row(chunk.sequence, tail, position, eog_ids, allowed)
 
 
 def _prompt_row(request: Request, position: int, vocab_size: int) -> RowParams:
@@ -38,7 +43,13 @@ def _prompt_row(request: Request, position: int, vocab_size: int) -> RowParams:
     return RowParams(_GREEDY, position, allowed=allowed, num_logprobs=request.prompt_logprobs)
 
 
-def _output_row(sequence: Sequence, tail: tuple[int, ...], position: int, eog_ids: tuple[int, ...]) -> RowParams:
+def _output_row(
+    sequence: Sequence,
+    tail: tuple[int, ...],
+    position: int,
+    eog_ids: tuple[int, ...],
+    allowed: NDArray[np.uint32] | None,
+) -> RowParams:
     request = sequence.request
     return RowParams(
         sampling=request.sampling,
@@ -46,4 +57,5 @@ def _output_row(sequence: Sequence, tail: tuple[int, ...], position: int, eog_id
         choice=sequence.choice,
         banned_ids=request.limits.banned_ids(eog_ids, sequence.num_generated + len(tail)),
         num_logprobs=request.logprobs,
+        allowed=allowed,
     )

@@ -38,6 +38,7 @@ class Admission:
                 end_token_ids=end_token_ids,
                 credit=max_tokens if request.initial_credit is None else request.initial_credit,
                 max_draft_tokens=max_draft_tokens,
+                constraint=None if request.grammar is None else request.grammar.start(),
             )
             for choice in range(request.num_choices)
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from engine_service.scheduling.constraint import Constraint
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sequence import FinishReason, Sequence, SequenceState
 from engine_service.scheduling.speculation import MAX_DRAFT_TOKENS
@@ -84,6 +85,12 @@ class ScheduledChunk(NamedTuple):
     num_tokens: int
     num_rows: int  # of its last tokens, those whose logits are wanted
     draft_ids: tuple[int, ...] = ()  # guesses of what follows the newest known token
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the tokens that its rows give have to match, if they are of the output and it has a constraint."""
+        gives_output = self.num_rows > 0 and self.start + self.num_tokens >= self.sequence.num_prompt_tokens
+        return self.sequence.constraint if gives_output else None
 
     def token_ids(self) -> tuple[int, ...]:
         """The tokens to feed; O(num_tokens)."""

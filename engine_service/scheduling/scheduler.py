@@ -300,6 +300,10 @@ class Scheduler:
 
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> None:
         """Appends a sampled token and ends or pauses the sequence where it must."""
+        constraint = sequence.constraint
+        if constraint is not None and constraint.error is not None:
+            self._finish(sequence, FinishReason.ERROR, now, error=constraint.error)
+            return
         sequence.last_token_at = now
         sequence.credit -= 1
         self._num_generated_tokens += 1
@@ -310,7 +314,10 @@ class Scheduler:
             self._finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
             return
         self._events.append(TokenEvent(sequence.request.id, sequence.choice, token))
-        if len(generated_ids) == sequence.max_tokens:
+        if constraint is not None and not constraint.accept(token_id):
+            reason = FinishReason.STOP if constraint.error is None else FinishReason.ERROR
+            self._finish(sequence, reason, now, error=constraint.error)
+        elif len(generated_ids) == sequence.max_tokens:
             self._finish(sequence, FinishReason.LENGTH, now)
         elif not sequence.credit:
             self._queues.pause(sequence, now)

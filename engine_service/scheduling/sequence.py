@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final, NamedTuple
 
+from engine_service.scheduling.constraint import Constraint, Grammar
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.speculation import SERVER_DEFAULT, Speculation
 from service_common.errors import InternalError, InvalidArgumentError
@@ -86,6 +87,7 @@ class Request:
     `prompt_logprobs` count the most likely tokens to report beside each generated one, or each of the prompt's but the
     first, in choice 0; None reports nothing. Requests of one
     `stream_id` share its turns. They share cached K and V only under the same `cache_salt`, and none where it is None.
+    `grammar` is what each choice's output has to match.
     """
 
     id: int
@@ -102,6 +104,7 @@ class Request:
     stream_id: Hashable = 0
     cache_salt: str | None = ""
     speculation: Speculation = SERVER_DEFAULT
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -130,6 +133,7 @@ class Sequence:
     end_token_ids: frozenset[int]
     credit: int  # tokens that may still be generated
     max_draft_tokens: int = 0  # of a draft; 0: none are made
+    constraint: Constraint | None = None
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
@@ -188,8 +192,11 @@ class Sequence:
         return generated_ids if start >= split else prompt_ids[start:] + generated_ids
 
     def ends_with(self, token_id: int) -> bool:
-        """Whether `token_id`, sampled next, ends the sequence."""
-        return token_id in self.end_token_ids and len(self.generated_ids) >= self.request.limits.min_tokens
+        """Whether `token_id`, sampled next, ends the sequence. Below min_tokens a constraint gives such a token only
+        where it allows no other."""
+        if token_id not in self.end_token_ids:
+            return False
+        return self.constraint is not None or len(self.generated_ids) >= self.request.limits.min_tokens
 
     def transition(self, new: SequenceState) -> None:
         """Changes `state`. IllegalTransitionError names both states where TRANSITIONS has no such arrow."""

@@ -150,7 +150,6 @@ async def test_cache_pressure_is_counted_as_the_scheduler_does() -> None:
         ({"params.n": 17}, "INVALID_ARGUMENT"),
         ({"prompt_length": CONTEXT_LENGTH}, "OUT_OF_RANGE"),
         ({"vocab_sha256": "0"}, "FAILED_PRECONDITION"),
-        ({"params.constraint.regex": "a*"}, "UNIMPLEMENTED"),
         ({"request_id": 4}, "ALREADY_EXISTS"),
     ],
 )

@@ -250,7 +250,10 @@ def _broken(field: str, value: object) -> pb.GenerateTokensRequest:
         ("params.speculation.max_draft_tokens", 17, "INVALID_ARGUMENT"),
         ("params.speculation.ngram_size", 0, "INVALID_ARGUMENT"),
         ("params.speculation.ngram_size", 9, "INVALID_ARGUMENT"),
-        ("params.constraint.regex", "a*", "UNIMPLEMENTED"),
+        ("params.constraint.regex", "(", "INVALID_ARGUMENT"),
+        ("params.constraint.regex", "", "INVALID_ARGUMENT"),
+        ("params.constraint.json_schema", "x" * 65537, "INVALID_ARGUMENT"),
+        ("params.constraint.choices.texts", ["x"] * 1025, "INVALID_ARGUMENT"),
     ],
 )
 async def test_a_bad_request_is_refused_in_band(running: RunningEngine, field: str, value: object, code: str) -> None:
