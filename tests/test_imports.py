@@ -47,7 +47,6 @@ _ENGINE_ROWS = [
         "compute.step_inputs",
         "compute.sampler",
         "constraints.mask_threads",
-        "constraints.matcher",
         "compute.self_test_pages",
         "compute.work",
     },
@@ -61,7 +60,6 @@ _ENGINE_ROWS = [
         "scheduling.speculation",
         "scheduling.sampling_params",
         "scheduling.constraint",
-        "constraints.spec",
         "compute.quant_layouts",
         "compute.kernel_library",
     },
@@ -70,7 +68,7 @@ _ENGINE_ROWS = [
     {"constraints.trials"},
     {"constraints.trial_process"},
     {"constraints.lark", "constraints.matcher", "constraints.tokenizer"},
-    {"constraints.mask_threads", "constraints.spec", "constraints.limits", "constraints.token_bytes"},
+    {"constraints.spec", "constraints.limits", "constraints.token_bytes"},
 ]
 
 # Modules that decide without a device, and are tested without one.
