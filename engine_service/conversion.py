@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
-from engine_service.constraints.spec import ConstraintSpec, Kind
+from engine_service.constraints.spec import MAX_TEXT_BYTES, ConstraintSpec, Kind
 from engine_service.scheduling.messages import FinishedEvent, PromptLogprobsEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
@@ -101,7 +101,7 @@ def to_constraint(params: pb.GenerationParams) -> ConstraintSpec | None:
         limit = "must be empty beside a constraint, which tells the allowed tokens by itself"
         raise InvalidArgumentError("params.sampling.allowed_token_ids", "set", limit)
     if kind == "choices":
-        return ConstraintSpec.create(Kind.CHOICES, _choice_texts(params.constraint.choices))
+        return ConstraintSpec(Kind.CHOICES, _choice_texts(params.constraint.choices))
     return ConstraintSpec.create(Kind(kind), getattr(params.constraint, kind))
 
 
@@ -207,10 +207,13 @@ def _check_served(params: pb.GenerationParams) -> None:
 
 
 def _choice_texts(choices: pb.Choices) -> str:
-    num_texts = len(choices.texts)
+    field, num_texts = "params.constraint.choices.texts", len(choices.texts)
     if not 1 <= num_texts <= _MAX_CHOICE_TEXTS:
-        field, limit = "params.constraint.choices.texts", f"must hold between 1 and {_MAX_CHOICE_TEXTS}"
+        limit = f"must hold between 1 and {_MAX_CHOICE_TEXTS}"
         raise InvalidArgumentError(field, f"a list of {num_texts} texts", limit)
+    num_bytes = sum(len(text.encode()) for text in choices.texts)
+    if num_bytes > MAX_TEXT_BYTES:
+        raise InvalidArgumentError(field, f"{num_bytes} bytes long together", f"must have at most {MAX_TEXT_BYTES}")
     return json.dumps(list(choices.texts), ensure_ascii=False)
 
 

@@ -67,6 +67,13 @@ func (p *params) text(field, text string) string {
 	return text
 }
 
+func (p *params) constrain(constraint *pb.Constraint) {
+	if p.generation.Constraint != nil {
+		p.fail(invalid("constraint", "is set twice; an output has one constraint"))
+	}
+	p.generation.Constraint = constraint
+}
+
 // WithTemperature divides the logits, in [0, 100]. 0 is greedy: the most likely token always. Default 1.
 func WithTemperature(temperature float32) GenerateOption {
 	return func(p *params) { p.generation.Sampling.Temperature = &temperature }
@@ -180,6 +187,38 @@ func WithMaxDraftTokens(n int) GenerateOption {
 // WithNgramSize limits the run of last tokens that is looked up for a draft; n in [1, 8].
 func WithNgramSize(n int) GenerateOption {
 	return func(p *params) { p.speculation().NgramSize = p.count("ngram_size", n) }
+}
+
+// WithJSONSchema makes the output JSON that is valid by this schema, which is JSON text itself.
+func WithJSONSchema(schema string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: p.text("json_schema", schema)}})
+	}
+}
+
+// WithRegex makes the output a text that matches this expression as a whole.
+func WithRegex(regex string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: p.text("regex", regex)}})
+	}
+}
+
+// WithGrammar makes the output a text of this grammar, in Lark or GBNF.
+func WithGrammar(grammar string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Grammar{Grammar: p.text("grammar", grammar)}})
+	}
+}
+
+// WithOneOf makes the output one of these texts.
+func WithOneOf(texts ...string) GenerateOption {
+	return func(p *params) {
+		choices := &pb.Choices{}
+		for _, text := range texts {
+			choices.Texts = append(choices.Texts, p.text("choices", text))
+		}
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: choices}})
+	}
 }
 
 // WithModel names the model wanted; the error is ErrNotFound when another one is served.

@@ -6,7 +6,8 @@ hold is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias, TypedDict
 
@@ -29,6 +30,9 @@ class Params(TypedDict, total=False):
     name of the model wanted; `echo`: return the prompt's text before the output; `tell_reasoning`: tell reasoning
     (`<think>`) apart from the answer, which is the default for a Chat where the model knows marks for it;
     `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how fast the output comes and never what it is.
+
+    The output's form, at most one of: `json_schema` (a dict, or JSON text), `regex` (for all of it), `grammar` (Lark or
+    GBNF), `choices` (texts of which it is one).
     """
 
     temperature: float
@@ -54,12 +58,17 @@ class Params(TypedDict, total=False):
     tell_reasoning: bool
     max_draft_tokens: int
     ngram_size: int
+    json_schema: Mapping[str, Any] | bool | str
+    regex: str
+    grammar: str
+    choices: Sequence[str]
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
 _GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "prompt_logprobs", "echo", "tell_reasoning")
 _SPECULATION = ("max_draft_tokens", "ngram_size")
+_CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 _LISTS = ("stop", "stop_token_ids")
 
 
@@ -94,6 +103,7 @@ def params_to_proto(params: Params) -> pb.GenerationParams:
         for name in names:
             if name in given:
                 _set(message, name, given[name], is_list=name in _LISTS)
+    _set_constraint(result, {name: given[name] for name in _CONSTRAINTS if name in given})
     if "timeout" in given:
         set_timeout(result, given["timeout"])
     return result
@@ -108,6 +118,27 @@ def set_timeout(params: pb.GenerationParams, seconds: float | None) -> None:
         params.timeout.FromTimedelta(timedelta(seconds=seconds))
     except (OverflowError, ValueError, TypeError) as error:
         raise invalid("timeout", seconds, "must be a number of seconds") from error
+
+
+def _set_constraint(params: pb.GenerationParams, given: Mapping[str, Any]) -> None:
+    if len(given) > 1:
+        first, second, *_ = given
+        raise invalid(second, given[second], f"excludes {first}: an output has one constraint")
+    for name, value in given.items():
+        if name == "choices":
+            _set(params.constraint.choices, "texts", value, is_list=True)
+            params.constraint.choices.SetInParent()
+        else:
+            _set(params.constraint, name, value if isinstance(value, str) else _json(name, value))
+
+
+def _json(field: str, value: Any) -> str:
+    if field != "json_schema":
+        raise invalid(field, value, "must be a text")
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid(field, value, str(error)) from error
 
 
 def _set(message: Any, field: str, value: Any, *, is_list: bool = False) -> None:

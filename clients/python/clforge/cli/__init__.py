@@ -164,12 +164,22 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best; default: 0")] = None,
     seed: Annotated[int | None, typer.Option(help="Key of the random numbers; default: drawn", min=0)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated")] = None,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(help="Give JSON that is valid by this schema: a file, or the schema itself", metavar="FILE|TEXT"),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Give a text that matches this expression as a whole")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Give a text of this grammar, in Lark or GBNF", metavar="FILE")
+    ] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="Give one of these texts; to be repeated")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on standard error")] = False,
 ) -> None:
     """Generate text from a prompt, or with --chat an answer to it. It streams to standard output, all else goes to
     standard error. Ctrl-C cancels."""
     from clforge.chat import Chat
+    from clforge.cli.constraints import read_text, schema_text
     from clforge.cli.generate import Generation, PrivateServer, run
 
     given = {
@@ -180,6 +190,10 @@ def generate(
         "min_p": min_p,
         "seed": seed,
         "stop": stop or None,
+        "json_schema": schema_text(json_schema),
+        "regex": regex,
+        "grammar": None if grammar is None else read_text(grammar, "--grammar"),
+        "choices": choice or None,
     }
     params = cast("Params", {name: value for name, value in given.items() if value is not None})
     if system is not None and not chat:
