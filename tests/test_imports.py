@@ -36,7 +36,7 @@ _ENGINE_ROWS = [
     {"loader", "bench.limits"},
     {"engine", "compute.self_test"},
     {"scheduling.scheduler", "compute.model_runner", "compute.self_test_cases"},
-    {"scheduling.step_planner", "scheduling.admission", "compute.logit_rows"},
+    {"scheduling.step_planner", "scheduling.endings", "scheduling.admission", "compute.logit_rows"},
     {"scheduling.sequence_queues", "scheduling.request_table", "models.llama", "compute.model_kernels"},
     {"scheduling.waiting_queue", "scheduling.followers", "scheduling.queue_limits", "scheduling.prefill_budget"},
     {"scheduling.drafter"},

@@ -19,12 +19,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from itertools import islice, takewhile, zip_longest
+from itertools import islice, zip_longest
 
 from engine_service.scheduling.admission import Admission
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_pool import IntegrityError
 from engine_service.scheduling.drafter import Drafter
+from engine_service.scheduling.endings import Endings
 from engine_service.scheduling.messages import (
     Event,
     FinishedEvent,
@@ -33,9 +34,7 @@ from engine_service.scheduling.messages import (
     ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
-    Timings,
     TokenEvent,
-    Usage,
 )
 from engine_service.scheduling.prefill_budget import PrefillBudget
 from engine_service.scheduling.queue_limits import QueueLimits
@@ -45,7 +44,7 @@ from engine_service.scheduling.sequence import FinishReason, Request, Sequence, 
 from engine_service.scheduling.sequence_queues import SequenceQueues
 from engine_service.scheduling.stats import SchedulerStats
 from engine_service.scheduling.step_planner import StepPlanner
-from service_common.errors import InternalError, InvalidArgumentError, RequestError, ResourceExhaustedError
+from service_common.errors import InternalError, InvalidArgumentError, RequestError
 
 __all__ = ["FinishedEvent", "Scheduler", "SchedulerConfig", "TokenEvent"]
 
@@ -79,10 +78,11 @@ class Scheduler:
         self._queues = SequenceQueues(block_manager)
         self._prefill_budget = PrefillBudget(config.max_step_stretch, config.min_prefill_tokens)
         self._drafter = Drafter() if drafter is None else drafter
+        self._events: list[Event] = []
+        self._endings = Endings(config, self._queues, self._requests, self._drafter, self._events)
         self._planner = StepPlanner(
             config, block_manager, self._queues, self._requests, self._prefill_budget, self._drafter
         )
-        self._events: list[Event] = []
         self._in_flight: ScheduledStep | None = None
         self._step_started = 0.0
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
@@ -108,11 +108,11 @@ class Scheduler:
 
     def cancel(self, request_id: int) -> bool:
         """Ends all choices with CANCELLED. False, and nothing happens, where the request is not live."""
-        return self._finish_request(request_id, FinishReason.CANCELLED, self._clock())
+        return self._endings.finish_request(request_id, FinishReason.CANCELLED, self._clock())
 
     def abort(self, request_id: int, error: RequestError) -> bool:
         """Ends all choices with ERROR. False, and nothing happens, where the request is not live."""
-        return self._finish_request(request_id, FinishReason.ERROR, self._clock(), error)
+        return self._endings.finish_request(request_id, FinishReason.ERROR, self._clock(), error)
 
     def grant(self, request_id: int, tokens: int) -> bool:
         """Lets each choice generate `tokens` more. False, and nothing happens, where the request is not live."""
@@ -141,11 +141,11 @@ class Scheduler:
             return False
         now = self._clock()
         if 0 <= num_delivered <= sequence.num_generated:
-            self._finish(sequence, FinishReason.STOP, now, num_delivered=num_delivered)
+            self._endings.finish(sequence, FinishReason.STOP, now, num_delivered=num_delivered)
         else:
             limit = f"the choice has generated {sequence.num_generated} tokens"
             error = InvalidArgumentError("stop.num_delivered_tokens", num_delivered, limit)
-            self._finish(sequence, FinishReason.ERROR, now, error=error)
+            self._endings.finish(sequence, FinishReason.ERROR, now, error=error)
         return True
 
     def schedule(self) -> ScheduledStep | None:
@@ -156,7 +156,7 @@ class Scheduler:
         if self._in_flight is not None:
             raise InternalError("a step is in flight; update or fail comes first", reason="STEP_IN_FLIGHT")
         now = self._clock()
-        self._expire(now)
+        self._endings.expire(now)
         self._in_flight = self._planner.plan(now)
         self._step_started = now
         return self._in_flight
@@ -187,13 +187,14 @@ class Scheduler:
         now = self._clock()
         for chunk in step.chunks:
             if chunk.sequence.state is not _FINISHED:
-                self._finish(chunk.sequence, FinishReason.ERROR, now, error=error)
+                self._endings.finish(chunk.sequence, FinishReason.ERROR, now, error=error)
         self._blocks.finish_copies()
         return self.take_events()
 
     def take_events(self) -> list[Event]:
         """All events since the last time."""
-        events, self._events = self._events, []
+        events = list(self._events)
+        self._events.clear()
         return events
 
     @property
@@ -302,7 +303,7 @@ class Scheduler:
         """Appends a sampled token and ends or pauses the sequence where it must."""
         constraint = sequence.constraint
         if constraint is not None and constraint.error is not None:
-            self._finish(sequence, FinishReason.ERROR, now, error=constraint.error)
+            self._endings.finish(sequence, FinishReason.ERROR, now, error=constraint.error)
             return
         sequence.last_token_at = now
         sequence.credit -= 1
@@ -311,51 +312,13 @@ class Scheduler:
         ends = token_id in sequence.end_token_ids and sequence.ends_with(token_id)
         generated_ids.append(token_id)
         if ends:
-            self._finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
+            self._endings.finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
             return
         self._events.append(TokenEvent(sequence.request.id, sequence.choice, token))
         if constraint is not None and not constraint.accept(token_id):
             reason = FinishReason.STOP if constraint.error is None else FinishReason.ERROR
-            self._finish(sequence, reason, now, error=constraint.error)
+            self._endings.finish(sequence, reason, now, error=constraint.error)
         elif len(generated_ids) == sequence.max_tokens:
-            self._finish(sequence, FinishReason.LENGTH, now)
+            self._endings.finish(sequence, FinishReason.LENGTH, now)
         elif not sequence.credit:
             self._queues.pause(sequence, now)
-
-    def _expire(self, now: float) -> None:
-        for request_id in self._requests.expired(now):
-            self._finish_request(request_id, FinishReason.DEADLINE, now)
-        timeout = self._config.pause_timeout_seconds
-        too_long = takewhile(lambda entry: entry[1] + timeout <= now, self._queues.out_of_credit.items())
-        for sequence, since in list(too_long):
-            message = f"no credit for {now - since:.3g} s; the limit is {timeout:g} s"
-            self._finish(sequence, FinishReason.ERROR, now, error=ResourceExhaustedError(message, reason="NO_CREDIT"))
-
-    def _finish_request(
-        self, request_id: int, reason: FinishReason, now: float, error: RequestError | None = None
-    ) -> bool:
-        live = self._requests.get(request_id)
-        if live is None:
-            return False
-        for sequence in live.sequences:
-            if sequence.state is not _FINISHED:
-                self._finish(sequence, reason, now, error=error)
-        return True
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        now: float,
-        *,
-        stop_token_id: int | None = None,
-        num_delivered: int | None = None,
-        error: RequestError | None = None,
-    ) -> None:
-        """Ends a live sequence: frees its blocks, tells so once, and lets go of the request after its last choice."""
-        self._queues.discard(sequence)
-        self._drafter.forget(sequence)
-        request_id, choice = sequence.id
-        usage, timings = Usage.of(sequence, num_delivered), Timings.of(sequence, now)
-        self._events.append(FinishedEvent(request_id, choice, reason, stop_token_id, error, usage, timings))
-        self._requests.mark_finished(request_id)
