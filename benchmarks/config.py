@@ -35,6 +35,7 @@ class PartName(StrEnum):
     START = "start"
     SDK = "sdk"
     TOKENIZER = "tokenizer"
+    CONSTRAINTS = "constraints"
 
 
 @dataclass(frozen=True)
