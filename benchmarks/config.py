@@ -36,6 +36,7 @@ class PartName(StrEnum):
     SDK = "sdk"
     SPECULATION = "speculation"
     TOKENIZER = "tokenizer"
+    CONSTRAINTS = "constraints"
 
 
 @dataclass(frozen=True)

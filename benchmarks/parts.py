@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import overload, prefix, scheduler, sdk, speculation, stall, start, tokenizer
+from benchmarks import constraints, overload, prefix, scheduler, sdk, speculation, stall, start, tokenizer
 from benchmarks.config import PartName
-from benchmarks.models import BenchModel
+from benchmarks.models import BenchModel, BenchVocabulary
 from engine_service.bench.machine import ROOT
 
 _BUNDLED = ROOT / "models" / "clforge-tiny.gguf"
@@ -32,7 +32,7 @@ class Part(NamedTuple):
     """`measure` takes a model and a seed and gives figures by name; a name ends with its unit."""
 
     measure: Callable[[Path, int], dict[str, float]]
-    model: BenchModel | Path
+    model: BenchModel | BenchVocabulary | Path
     limits: Mapping[str, Limit]
 
 
@@ -69,4 +69,5 @@ PARTS = {
         },
     ),
     PartName.TOKENIZER: Part(tokenizer.measure, _BUNDLED, {}),
+    PartName.CONSTRAINTS: Part(constraints.measure, BenchVocabulary("llama-bpe"), {"mask_mean_ms": Limit(0.2)}),
 }
