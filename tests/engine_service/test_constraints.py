@@ -88,7 +88,8 @@ def test_an_output_that_can_go_no_further_stops_at_once(world: ConstraintWorld) 
     """STOP comes with the last token: no end-of-generation token is sampled, and min_tokens does not count."""
     spec = ConstraintSpec(Kind.CHOICES, '["yes"]')
     limits = GenerationLimits(max_tokens=50, min_tokens=50)
-    for options in ({}, {"limits": limits}):
+    without: dict[str, Any] = {}
+    for options in (without, {"limits": limits}):
         output = world.run(world.request(1, spec, **options))[1, 0]
         assert (output.reason, world.text(output)) == (FinishReason.STOP, "yes")
         assert output.end is not None
