@@ -7,8 +7,10 @@ from typing import Protocol
 import pyopencl as cl
 
 from engine_service.compute.launches import Launch, Program
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.step_inputs import StepInputs
+from engine_service.scheduling.adjustments import NO_ADJUSTMENTS
 from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
 
@@ -55,11 +57,15 @@ class ModelRunner:
         self.device.close()
 
     def _row(self, chunk: ScheduledChunk) -> RowParams:
-        request, sequence = chunk.sequence.request, chunk.sequence
+        request, sequence, state = chunk.sequence.request, chunk.sequence, chunk.sequence.sampling_state
+        allowed = request.sampling.allowed
         return RowParams(
             sampling=request.sampling,
             position=chunk.start + chunk.num_tokens,
             choice=sequence.choice,
             banned_ids=request.limits.banned_ids(self._eog_ids, sequence.num_generated),
             num_logprobs=request.logprobs,
+            allowed=None if allowed is None else allowed.mask,
+            adjustments=NO_ADJUSTMENTS if state is None else state.adjustments(),
+            max_surprise=0 if state is None else state.max_surprise,
         )

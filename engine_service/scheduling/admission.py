@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.messages import SchedulerConfig
+from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.sequence import Request, Sequence
 from service_common.errors import OutOfRangeError
 
@@ -34,6 +35,7 @@ class Admission:
                 max_tokens=max_tokens,
                 end_token_ids=end_token_ids,
                 credit=max_tokens if request.initial_credit is None else request.initial_credit,
+                sampling_state=SamplingState.of(request.sampling, request.prompt_ids),
             )
             for choice in range(request.num_choices)
         )

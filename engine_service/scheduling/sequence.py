@@ -18,6 +18,7 @@ from enum import Enum, unique
 from typing import Final, NamedTuple
 
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.sampling_state import SamplingState
 from service_common.errors import InternalError, InvalidArgumentError
 
 MAX_CHOICES = 16
@@ -124,6 +125,7 @@ class Sequence:
     max_tokens: int  # clamped to the context
     end_token_ids: frozenset[int]
     credit: int  # tokens that may still be generated
+    sampling_state: SamplingState | None = None  # None where only the row of logits matters
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
