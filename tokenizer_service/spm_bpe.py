@@ -21,11 +21,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import TOKENS_KEY
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY
-from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
-
-SPACE = "▁"
 
 _UNKNOWN = "\0unknown"  # no pair leads to it, so no text can give it
 
@@ -82,7 +81,7 @@ class SpmBpe:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return text.replace(SPACE, " ").encode("utf-8")
+        return bytes_of_pieces(text)
 
 
 def words_between_spaces(texts: Iterable[str]) -> pre_tokenizers.PreTokenizer | None:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.character_map import CharacterMap
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY, REMOVE_EXTRA_SPACES_KEY
-from tokenizer_service.spm_bpe import SPACE, words_between_spaces
-from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
+from tokenizer_service.spm_bpe import words_between_spaces
 
 _USER_DEFINED_SCORE = 0.0
 _MAX_TOKEN_CHARACTERS = 256  # SentencePiece's own have some 16; what longer ones cost grows with their length
@@ -65,7 +66,7 @@ class Unigram:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return text.replace(SPACE, " ").encode("utf-8")
+        return bytes_of_pieces(text)
 
 
 def _build(scores: Sequence[float], table: TokenTable, unk_id: int | None) -> tuple[Tokenizer, int]:

@@ -13,17 +13,15 @@ from typing import Self
 from service_common.errors import InvalidArgumentError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, SpecialTokens
+from service_common.token_spelling import SPECIAL_KINDS, VERBATIM_KINDS, token_bytes
+from service_common.token_table import TokenKind, TokenTable
 from tokenizer_service.added_tokens import AddedTokens
 from tokenizer_service.encode_cache import EncodeCache
 from tokenizer_service.special_splitter import SpecialSplitter
 from tokenizer_service.stripped_spaces import StrippedSpaces, stripped_spaces
 from tokenizer_service.text_models import Source, build_text_model
-from tokenizer_service.token_table import TokenKind, TokenTable
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-_SPECIAL = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN))
-# Spelled in the file as in text, and looked for in text before anything else.
-_VERBATIM = _SPECIAL | {TokenKind.USER_DEFINED}
 
 
 class Vocabulary:
@@ -49,7 +47,7 @@ class Vocabulary:
         self.add_space_prefix = self._text_model.add_space_prefix
         stripped = stripped_spaces(source.reader, source.table)
         self._plain = self._splitter(frozenset((TokenKind.USER_DEFINED,)), stripped)
-        self._parsing = self._splitter(_VERBATIM, stripped)
+        self._parsing = self._splitter(VERBATIM_KINDS, stripped)
 
     @classmethod
     def from_gguf(
@@ -116,11 +114,11 @@ class Vocabulary:
         """
         if not 0 <= token_id < self.size:
             return _REPLACEMENT
-        if skip_special and self._table.kinds[token_id] in _SPECIAL:
+        if skip_special and self._table.kinds[token_id] in SPECIAL_KINDS:
             return b""
         found = self._bytes[token_id]
         if found is None:
-            found = self._bytes[token_id] = self._spelled(token_id)
+            found = self._bytes[token_id] = token_bytes(self._table, token_id, self._text_model.text_bytes)
         return found
 
     def kind(self, token_id: int) -> TokenKind:
@@ -130,7 +128,7 @@ class Vocabulary:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is no text: a control token or the unknown one."""
-        return self.kind(token_id) in _SPECIAL
+        return self.kind(token_id) in SPECIAL_KINDS
 
     def token_id(self, spelling: str) -> int | None:
         """The token with this spelling in the file, such as <|im_end|>."""
@@ -148,7 +146,7 @@ class Vocabulary:
 
     def special_spellings(self) -> list[str]:
         """How the tokens are spelled that steer the model or its machinery, and that no user's text may give."""
-        ids = {*self._table.of_kind(*_SPECIAL), *self.special.is_control}
+        ids = {*self._table.of_kind(*SPECIAL_KINDS), *self.special.is_control}
         return [text for token_id in sorted(ids) if (text := self._table.texts[token_id])]
 
     def user_defined_spellings(self) -> list[str]:
@@ -162,14 +160,6 @@ class Vocabulary:
 
     def _spelling(self, token_id: int | None) -> str:
         return "" if token_id is None else self._table.texts[token_id]
-
-    def _spelled(self, token_id: int) -> bytes:
-        kind, text = self._table.kinds[token_id], self._table.texts[token_id]
-        if kind in _VERBATIM:
-            return text.encode("utf-8")
-        if kind is TokenKind.BYTE:
-            return bytes([self._table.byte_value(token_id)])
-        return b"" if kind is TokenKind.UNUSED else self._text_model.text_bytes(text)
 
     def _rendered_ids(self, ids: Iterable[int], skip_special: bool) -> list[int]:
         return [token_id for token_id in ids if not (self.is_special(token_id) and skip_special)]
