@@ -73,7 +73,7 @@ def load_engine(
     weights = Weights(device, reader, progress)
     operations = Operations(device, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
-    sampler = Sampler(device, program.library, hyperparameters.vocab_size, limits.max_logit_rows, eog_ids)
+    sampler = Sampler(device, program.library, hyperparameters.vocab_size, limits.max_logit_rows)
     block_copies = operations.copy_blocks(cache, kernels.shape)
     runner = ModelRunner(program, block_copies, model, inputs, sampler, eog_ids, MaskThreads(_NUM_MASK_THREADS))
     blocks = BlockManager(plan.num_blocks, config.block_size)

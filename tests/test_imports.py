@@ -33,6 +33,7 @@ _ENGINE_ROWS = [
     {"request_registry"},
     {"metrics"},
     {"engine_loop", "conversion"},
+    {"sampling_conversion"},
     {"loader", "bench.limits"},
     {"engine", "compute.self_test"},
     {"scheduling.scheduler", "compute.model_runner", "compute.self_test_cases"},

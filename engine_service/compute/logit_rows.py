@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_service.compute.sampler import RowParams
+from engine_service.compute.row_params import RowParams
 from engine_service.constraints.mask_threads import Masks
+from engine_service.scheduling.adjustments import NO_ADJUSTMENTS
 from engine_service.scheduling.messages import ScheduledChunk
 from engine_service.scheduling.sampling_params import SamplingParams
 from engine_service.scheduling.sequence import Request, Sequence
@@ -32,8 +33,7 @@ def logit_rows(
             yield _prompt_row(chunk.sequence.request, position, vocab_size)
         else:
             tail = chunk.draft_ids[: len(chunk.draft_ids) - num_behind]
-            allowed = None if masks is None else masks[len(tail)]
-            yield _output_row(chunk.sequence, tail, position, eog_ids, allowed)
+            yield _output_row(chunk.sequence, tail, position, eog_ids, None if masks is None else masks[len(tail)])
 
 
 def _prompt_row(request: Request, position: int, vocab_size: int) -> RowParams:
@@ -48,14 +48,18 @@ def _output_row(
     tail: tuple[int, ...],
     position: int,
     eog_ids: tuple[int, ...],
-    allowed: NDArray[np.uint32] | None,
+    mask: NDArray[np.uint32] | None,
 ) -> RowParams:
-    request = sequence.request
+    request, state = sequence.request, sequence.sampling_state
+    if mask is None and request.sampling.allowed is not None:
+        mask = request.sampling.allowed.mask
     return RowParams(
         sampling=request.sampling,
         position=position,
         choice=sequence.choice,
         banned_ids=request.limits.banned_ids(eog_ids, sequence.num_generated + len(tail)),
         num_logprobs=request.logprobs,
-        allowed=allowed,
+        allowed=mask,
+        adjustments=NO_ADJUSTMENTS if state is None else state.adjustments(tail),
+        max_surprise=0 if state is None else state.max_surprise,
     )

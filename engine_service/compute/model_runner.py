@@ -8,7 +8,8 @@ import pyopencl as cl
 
 from engine_service.compute.launches import Launch, Program
 from engine_service.compute.logit_rows import logit_rows
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.step_inputs import StepInputs
 from engine_service.constraints.mask_threads import MaskRequest, MaskThreads
 from engine_service.scheduling.messages import ScheduledStep

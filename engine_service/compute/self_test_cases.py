@@ -19,7 +19,8 @@ from engine_service.compute.launches import Launch, Program
 from engine_service.compute.model_kernels import MatmulKind, ModelKernels
 from engine_service.compute.operations import Activations, Operations, QuantisedRows
 from engine_service.compute.quant_layouts import Layout, pack
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.self_test_pages import CachePages
 from engine_service.compute.self_test_reference import Doubles, Floats
 from engine_service.compute.step_inputs import StepInputs, StepLimits
@@ -199,7 +200,7 @@ class SelfTestCases:
         logits = 3 * np.random.default_rng(0).standard_normal((len(_SAMPLINGS), _VOCAB_SIZE), np.float32)
         best = np.argsort(-logits, kind="stable")
         rows = [RowParams(s, 7, i, (int(best[i, 0]),), num_logprobs=5) for i, s in enumerate(_SAMPLINGS)]
-        sampler = Sampler(self._device, self._program.library, _VOCAB_SIZE, len(rows), self._kernels.eog_ids)
+        sampler = Sampler(self._device, self._program.library, _VOCAB_SIZE, len(rows))
         for step in (-logits, logits):  # the first only leaves wrong ids behind, for the same reason as _spoilt
             sampler.enqueue(self._upload(step), rows)
             try:

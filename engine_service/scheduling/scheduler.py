@@ -311,6 +311,8 @@ class Scheduler:
         token_id, generated_ids = token.token_id, sequence.generated_ids
         ends = token_id in sequence.end_token_ids and sequence.ends_with(token_id)
         generated_ids.append(token_id)
+        if sequence.sampling_state is not None:
+            sequence.sampling_state.accept(token)
         if ends:
             self._endings.finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
             return

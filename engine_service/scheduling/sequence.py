@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from engine_service.scheduling.constraint import Constraint, Grammar
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.speculation import SERVER_DEFAULT, Speculation
 from service_common.errors import InternalError, InvalidArgumentError
 
@@ -134,6 +135,7 @@ class Sequence:
     credit: int  # tokens that may still be generated
     max_draft_tokens: int = 0  # of a draft; 0: none are made
     constraint: Constraint | None = None
+    sampling_state: SamplingState | None = None  # None where only the row of logits matters
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)

@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 
 from engine_service.compute.device import Device
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import SamplingParams
 from service_common.errors import InternalError
 from tests.engine_service import reference_sampling as reference
 from tests.engine_service.reference_sampling import Floats
 
-EOG_IDS = (1, 2)
 MAX_ROWS = 64
 
 
 def sample(library: KernelLibrary, logits: Floats, rows: Sequence[RowParams]) -> list[SampledToken]:
     """The tokens of logits [R][V], in one step."""
-    sampler = Sampler(library.device, library, logits.shape[1], MAX_ROWS, EOG_IDS)
+    sampler = Sampler(library.device, library, logits.shape[1], MAX_ROWS)
     sampler.enqueue(library.device.upload(logits, "logits"), rows)
     return sampler.read()
 
@@ -130,7 +130,7 @@ def test_frequencies_follow_the_filtered_probabilities(library: KernelLibrary) -
     sampling = SamplingParams(seed=4, temperature=1.5, top_k=20, top_p=0.8)
     kept = reference.kept_weights(row, temperature=1.5, top_k=20, top_p=0.8, min_p=0.0) > 0
     assert np.count_nonzero(kept) == 12
-    sampler = Sampler(library.device, library, 30, MAX_ROWS, EOG_IDS)
+    sampler = Sampler(library.device, library, 30, MAX_ROWS)
     buffer = library.device.upload(np.tile(row, (MAX_ROWS, 1)), "logits")
     counts = np.zeros(30)
     for step in range(200):
@@ -250,7 +250,7 @@ def test_banned_ids_are_never_chosen_and_logits_stay(library: KernelLibrary, tem
     logits = np.full((1, 19), 50.0, np.float32)
     logits[0, 7] = -50.0
     buffer = library.device.upload(logits, "logits")
-    sampler = Sampler(library.device, library, 19, 1, EOG_IDS)
+    sampler = Sampler(library.device, library, 19, 1)
     banned = tuple(index for index in range(19) if index != 7)
     sampler.enqueue(buffer, [RowParams(SamplingParams(seed=1, temperature=temperature), 0, 0, banned)])
     assert sampler.read() == [SampledToken(7, None, ())]
@@ -359,7 +359,7 @@ def test_non_finite_logits_give_some_token_and_no_crash(library: KernelLibrary, 
 
 def test_a_step_may_sample_nothing(library: KernelLibrary) -> None:
     """A step of prefill chunks alone has no rows, and leaves none of an earlier step's tokens behind."""
-    sampler = Sampler(library.device, library, 9, 2, EOG_IDS)
+    sampler = Sampler(library.device, library, 9, 2)
     buffer = library.device.upload(np.zeros((2, 9), np.float32), "logits")
     sampler.enqueue(buffer, [RowParams(SamplingParams(seed=0), 0)])
     assert len(sampler.read()) == 1

@@ -15,7 +15,8 @@ from engine_service.compute.device import Device
 from engine_service.compute.fused_program import FusedProgram
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.model_runner import ModelRunner
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.scheduling.block_manager import BlockManager, Reuse
 from engine_service.scheduling.block_pool import BlockPool
 from engine_service.scheduling.messages import BlockCopy, ScheduledChunk, ScheduledStep
