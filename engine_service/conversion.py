@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +11,10 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
+from engine_service.sampling_conversion import IdsContaining, to_sampling_params
 from engine_service.scheduling.messages import FinishedEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
-from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
+from engine_service.scheduling.sampling_params import GenerationLimits, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
 from engine_service.scheduling.stats import SchedulerStats
 from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
@@ -22,7 +22,6 @@ from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
-_SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
 
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -41,24 +40,24 @@ _STATES = {
 
 
 def to_request(
-    submit: TokenSubmit, *, engine_id: int, stream_id: int, now: float, vocab_size: int, context_length: int
+    submit: TokenSubmit,
+    *,
+    engine_id: int,
+    stream_id: int,
+    now: float,
+    vocab_size: int,
+    context_length: int,
+    ids_containing: IdsContaining,
 ) -> Request:
     """A checked request. InvalidArgumentError, OutOfRangeError or UnimplementedError names what is wrong."""
     params = submit.params
     _check_prompt(submit, vocab_size, context_length)
     _check_served(params)
-    sampling = params.sampling
     stopping = params.stopping
     return Request(
         id=engine_id,
         prompt_ids=tuple(submit.token_ids),
-        sampling=SamplingParams.create(
-            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-            temperature=_optional(sampling, "temperature"),
-            top_k=_optional(sampling, "top_k"),
-            top_p=_optional(sampling, "top_p"),
-            min_p=_optional(sampling, "min_p"),
-        ),
+        sampling=to_sampling_params(params.sampling, vocab_size, ids_containing),
         limits=GenerationLimits.create(
             context_left=context_length - len(submit.token_ids),
             vocab_size=vocab_size,
@@ -166,9 +165,6 @@ def _check_served(params: pb.GenerationParams) -> None:
     for field in ("constraint", "prompt_logprobs", "speculation"):
         if params.HasField(field):
             raise _not_served(f"params.{field}")
-    for descriptor, _ in params.sampling.ListFields():
-        if descriptor.name not in _SERVED_SAMPLING:
-            raise _not_served(f"params.sampling.{descriptor.name}")
 
 
 def _not_served(field: str) -> UnimplementedError:
