@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -14,19 +13,19 @@ from google.protobuf.message import Message
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
 from engine_service.constraints.spec import MAX_TEXT_BYTES, ConstraintSpec, Kind
+from engine_service.sampling_conversion import IdsContaining, to_sampling_params
 from engine_service.scheduling.messages import FinishedEvent, PromptLogprobsEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
-from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
+from engine_service.scheduling.sampling_params import GenerationLimits, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
 from engine_service.scheduling.speculation import Speculation
 from engine_service.scheduling.stats import SchedulerStats
-from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
+from service_common.errors import InvalidArgumentError, OutOfRangeError
 from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
 _MAX_CHOICE_TEXTS = 1024
-_SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
 
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -45,24 +44,24 @@ _STATES = {
 
 
 def to_request(
-    submit: TokenSubmit, *, engine_id: int, stream_id: int, now: float, vocab_size: int, context_length: int
+    submit: TokenSubmit,
+    *,
+    engine_id: int,
+    stream_id: int,
+    now: float,
+    vocab_size: int,
+    context_length: int,
+    ids_containing: IdsContaining,
 ) -> Request:
     """A checked request. InvalidArgumentError, OutOfRangeError or UnimplementedError names what is wrong."""
     params = submit.params
     _check_prompt(submit, vocab_size, context_length)
     _check_served(params)
-    sampling = params.sampling
     stopping = params.stopping
     return Request(
         id=engine_id,
         prompt_ids=tuple(submit.token_ids),
-        sampling=SamplingParams.create(
-            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-            temperature=_optional(sampling, "temperature"),
-            top_k=_optional(sampling, "top_k"),
-            top_p=_optional(sampling, "top_p"),
-            min_p=_optional(sampling, "min_p"),
-        ),
+        sampling=to_sampling_params(params.sampling, vocab_size, ids_containing),
         limits=GenerationLimits.create(
             context_left=context_length - len(submit.token_ids),
             vocab_size=vocab_size,
@@ -201,9 +200,6 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    for descriptor, _ in params.sampling.ListFields():
-        if descriptor.name not in _SERVED_SAMPLING:
-            raise _not_served(f"params.sampling.{descriptor.name}")
 
 
 def _choice_texts(choices: pb.Choices) -> str:
@@ -215,10 +211,6 @@ def _choice_texts(choices: pb.Choices) -> str:
     if num_bytes > MAX_TEXT_BYTES:
         raise InvalidArgumentError(field, f"{num_bytes} bytes long together", f"must have at most {MAX_TEXT_BYTES}")
     return json.dumps(list(choices.texts), ensure_ascii=False)
-
-
-def _not_served(field: str) -> UnimplementedError:
-    return UnimplementedError(f"{field} is not served yet", reason="NOT_SERVED", field=field)
 
 
 def _checked_salt(salt: str) -> str:

@@ -18,6 +18,7 @@ from engine_service.compute.step_inputs import StepInputs, StepLimits
 from engine_service.compute.weights import Progress, Weights
 from engine_service.config import EngineConfig
 from engine_service.constraints.mask_threads import MaskThreads
+from engine_service.constraints.token_bytes import TokenBytes
 from engine_service.engine import Engine, StepObserver
 from engine_service.models.hyperparameters import Hyperparameters
 from engine_service.models.llama import LlamaModel
@@ -25,6 +26,7 @@ from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel, numerics_id
+from engine_service.token_search import TokenSearch
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import SpecialTokens
 
@@ -90,6 +92,7 @@ def load_engine(
         weight_bytes=weights.device_bytes,
         num_parameters=sum(tensor.num_elements for tensor in reader.tensors.values()),
         device=device.name,
+        token_search=TokenSearch(TokenBytes.from_gguf(reader, hyperparameters.vocab_size).texts),
     )
     _log_loaded(served, cache)
     return LoadedEngine(Engine(scheduler, runner, on_step=on_step), served, runner)

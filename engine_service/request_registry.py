@@ -105,6 +105,7 @@ class RequestRegistry:
             now=time.monotonic(),
             vocab_size=self._model.vocab_size,
             context_length=self._model.context_length,
+            ids_containing=self._model.token_search.ids_containing,
         )
         self._loop.reserve(request)
         global_id = secrets.token_hex(16)

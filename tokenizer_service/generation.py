@@ -20,6 +20,7 @@ from clforge.v1.tokenizer_pb2 import TextSubmit
 from service_common.errors import Code, InvalidArgumentError, RequestError
 from service_common.outbox import UpdateWriter
 from service_common.status import to_status
+from tokenizer_service.bad_words import replace_bad_words
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.choice import Choice
 from tokenizer_service.credit import CreditWindow
@@ -140,7 +141,7 @@ class Generation:
             async with asyncio.timeout(self._seconds_left()):
                 encoding = await self._link.newer_encoding(refused) if refused else self._link.encoding()
                 prompt = await encode_prompt(self._submit, encoding, self._encoder, self._chat_encoder)
-            params = self._engine_params()
+            params = self._engine_params(encoding)
             if params is None:
                 self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
                 return
@@ -171,12 +172,13 @@ class Generation:
             return None
         return PromptOffsets(encoding.vocabulary, prompt.token_ids[0], skip_special=not prompt.spells_special)
 
-    def _engine_params(self) -> GenerationParams | None:
+    def _engine_params(self, encoding: EncodingVocabulary) -> GenerationParams | None:
         """The parameters less what is this service's business, with the time that is left; None if none is."""
         params = GenerationParams()
         params.CopyFrom(self._submit.params)
         params.stopping.ClearField("stop")
         params.stopping.ClearField("include_stop")
+        replace_bad_words(params.sampling, encoding.vocabulary)
         params.ClearField("tell_reasoning")
         params.ClearField("echo")
         initial_credit = self._credit.initial()

@@ -99,6 +99,89 @@ func WithSeed(seed uint64) GenerateOption {
 	return func(p *params) { p.generation.Sampling.Seed = &seed }
 }
 
+// WithTypicalP keeps the most typical tokens, whose surprise is nearest the mean, up to this probability; in (0, 1].
+func WithTypicalP(typicalP float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TypicalP = &typicalP }
+}
+
+// WithTopNSigma keeps logits of at least the largest less n standard deviations; in [0, 100], default 0: all.
+func WithTopNSigma(n float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TopNSigma = &n }
+}
+
+// WithRepetitionPenalty divides the logits of known tokens, or multiplies negative ones; in (0, 10], default 1.
+func WithRepetitionPenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.RepetitionPenalty = &penalty }
+}
+
+// WithFrequencyPenalty is taken from a token's logit for each time it was generated; in [-10, 10], default 0.
+func WithFrequencyPenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.FrequencyPenalty = &penalty }
+}
+
+// WithPresencePenalty is taken from a token's logit if it was generated; in [-10, 10], default 0.
+func WithPresencePenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.PresencePenalty = &penalty }
+}
+
+// WithPenaltyWindow lets the three penalties look at the last n tokens, prompt included; 0, the default, is all.
+func WithPenaltyWindow(n int) GenerateOption {
+	return func(p *params) { p.generation.Sampling.PenaltyWindow = p.count("penalty_window", n) }
+}
+
+// WithDry penalises tokens that would go on with a repetition.
+func WithDry(dry *pb.Dry) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Dry = dry }
+}
+
+// WithXTC drops the most likely tokens with this probability, if their share reaches the threshold, but for the last of them.
+func WithXTC(probability, threshold float32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.Xtc = &pb.Xtc{Probability: &probability, Threshold: &threshold}
+	}
+}
+
+// WithMirostat aims at this surprise, in bits; it takes the place of all filters. A usual learning rate is 0.1.
+func WithMirostat(target, learningRate float32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.Mirostat = &pb.Mirostat{Target: &target, LearningRate: &learningRate}
+	}
+}
+
+// WithLogitBias adds to logits, by token id; at most 1024, each in [-100, 100].
+func WithLogitBias(bias map[uint32]float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.LogitBias = bias }
+}
+
+// WithAllowedTokenIDs lets no other tokens be chosen, end-of-generation tokens included; at most 65536.
+func WithAllowedTokenIDs(ids ...uint32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.AllowedTokenIds = append(p.generation.Sampling.AllowedTokenIds, ids...)
+	}
+}
+
+// WithBadTokenSequence never completes this sequence of tokens; at most 256 of at most 64 ids.
+func WithBadTokenSequence(ids ...uint32) GenerateOption {
+	return func(p *params) {
+		sequence := &pb.TokenSequence{Ids: ids}
+		p.generation.Sampling.BadTokenSequences = append(p.generation.Sampling.BadTokenSequences, sequence)
+	}
+}
+
+// WithBadWords never completes these words, nor with a space before; at most 64 of at most 256 bytes.
+func WithBadWords(words ...string) GenerateOption {
+	return func(p *params) {
+		for _, word := range words {
+			p.generation.Sampling.BadWords = append(p.generation.Sampling.BadWords, p.text("bad_words", word))
+		}
+	}
+}
+
+// WithOrder applies these stages in this order, and no others.
+func WithOrder(stages ...pb.SamplingStage) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Order = stages }
+}
+
 // WithMaxTokens ends a choice after n tokens, at least 1. Default: the end of the served context.
 func WithMaxTokens(n int) GenerateOption {
 	return func(p *params) { p.generation.Stopping.MaxTokens = p.count("max_tokens", n) }

@@ -39,7 +39,10 @@ _KEEP_THE_BEST = (Stage.TOP_N_SIGMA, Stage.TEMPERATURE, Stage.TOP_K, Stage.TOP_P
 
 
 class AllowedTokens:
-    """The only tokens that may be chosen. `mask`: uint32 [ceil(vocab_size / 32)], bit i % 32 of word i // 32 for id i."""
+    """The only tokens that may be chosen.
+
+    `mask`: uint32 [ceil(vocab_size / 32)], bit i % 32 of word i // 32 for id i.
+    """
 
     def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
         bits = np.zeros((vocab_size + 31) // 32 * 32, np.uint8)

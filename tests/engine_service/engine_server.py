@@ -28,6 +28,7 @@ from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel
 from engine_service.server import EngineServer, Loading, Serving, TokenizerFile
+from engine_service.token_search import TokenSearch
 from service_common import rpc
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
         weight_bytes=1,
         num_parameters=1,
         device="none",
+        token_search=TokenSearch([b"%d" % token_id for token_id in range(VOCAB_SIZE)]),
     )
     grammars = GrammarCompiler(token_bytes)
     registry = RequestRegistry(loop, model, metrics, grammars)

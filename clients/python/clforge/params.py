@@ -20,10 +20,35 @@ from clforge.v1 import tokenizer_pb2
 Prompt: TypeAlias = str | Chat | Sequence[int]
 
 
+class Dry(TypedDict, total=False):
+    """A penalty for going on with a repetition; without `sequence_breakers` the server's own."""
+
+    multiplier: float
+    base: float
+    allowed_length: int
+    window: int
+    sequence_breakers: Sequence[str]
+
+
+class Xtc(TypedDict, total=False):
+    """How often the most likely tokens are dropped, and from which share on."""
+
+    probability: float
+    threshold: float
+
+
+class Mirostat(TypedDict, total=False):
+    """The surprise aimed at, in bits, and how fast its limit follows. `target` is required."""
+
+    target: float
+    learning_rate: float
+
+
 class Params(TypedDict, total=False):
     """Keyword arguments of `generate`, `complete` and `submit`.
 
-    Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`. Ending: `max_tokens`, `min_tokens`,
+    Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`, and what docs/sampling.md tells of
+    (`typical_p` to `order`, whose stages go by the names of their parameters, all penalties by "penalties"). Ending: `max_tokens`, `min_tokens`,
     `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
     `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
     likely tokens to report beside the chosen one; `prompt_logprobs`: the same for the prompt's tokens; `model`: the
@@ -40,6 +65,20 @@ class Params(TypedDict, total=False):
     top_p: float
     min_p: float
     seed: int
+    typical_p: float
+    top_n_sigma: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_window: int
+    dry: Dry
+    xtc: Xtc
+    mirostat: Mirostat
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int]
+    bad_token_sequences: Sequence[Sequence[int]]
+    bad_words: Sequence[str]
+    order: Sequence[str]
     max_tokens: int
     min_tokens: int
     stop: Sequence[str]
@@ -64,12 +103,14 @@ class Params(TypedDict, total=False):
     choices: Sequence[str]
 
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "typical_p", "top_n_sigma", "repetition_penalty")
+_SAMPLING += ("frequency_penalty", "presence_penalty", "penalty_window", "allowed_token_ids", "bad_words")
+_METHODS = ("dry", "xtc", "mirostat")
 _STOPPING = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop")
 _GENERAL = ("n", "priority", "cache_salt", "no_cache", "logprobs", "prompt_logprobs", "echo", "tell_reasoning")
 _SPECULATION = ("max_draft_tokens", "ngram_size")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
-_LISTS = ("stop", "stop_token_ids")
+_LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words", "sequence_breakers")
 
 
 def prompt_to_proto(prompt: Prompt) -> tokenizer_pb2.Prompt:
@@ -104,9 +145,35 @@ def params_to_proto(params: Params) -> pb.GenerationParams:
             if name in given:
                 _set(message, name, given[name], is_list=name in _LISTS)
     _set_constraint(result, {name: given[name] for name in _CONSTRAINTS if name in given})
+    _set_methods(result.sampling, given)
     if "timeout" in given:
         set_timeout(result, given["timeout"])
     return result
+
+
+def _set_methods(sampling: pb.SamplingParams, given: dict[str, Any]) -> None:
+    """What is more than a number or a list of them."""
+    for name in _METHODS:
+        if name in given:
+            method = getattr(sampling, name)
+            method.SetInParent()
+            for field, value in given[name].items():
+                if field not in method.DESCRIPTOR.fields_by_name:
+                    raise invalid(f"{name}.{field}", value, f"there are {', '.join(method.DESCRIPTOR.fields_by_name)}")
+                _set(method, field, value, is_list=field in _LISTS)
+    for token_id, bias in given.get("logit_bias", {}).items():
+        try:
+            sampling.logit_bias[token_id] = bias
+        except (ValueError, TypeError, OverflowError) as error:
+            raise invalid("logit_bias", {token_id: bias}, str(error)) from error
+    for ids in given.get("bad_token_sequences", ()):
+        _set(sampling.bad_token_sequences.add(), "ids", ids, is_list=True)
+    for stage in given.get("order", ()):
+        name = f"SAMPLING_STAGE_{stage.upper()}"
+        try:
+            sampling.order.append(pb.SamplingStage.Value(name))
+        except ValueError as error:
+            raise invalid("order", stage, "must be a stage, such as penalties, temperature or top_k") from error
 
 
 def set_timeout(params: pb.GenerationParams, seconds: float | None) -> None:
