@@ -48,13 +48,14 @@ class Params(TypedDict, total=False):
     """Keyword arguments of `generate`, `complete` and `submit`.
 
     Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`, and what docs/sampling.md tells of
-    (`typical_p` to `order`, whose stages go by the names of their parameters, all penalties by "penalties"). Ending: `max_tokens`, `min_tokens`,
-    `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
-    `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
-    likely tokens to report beside the chosen one; `prompt_logprobs`: the same for the prompt's tokens; `model`: the
-    name of the model wanted; `echo`: return the prompt's text before the output; `tell_reasoning`: tell reasoning
-    (`<think>`) apart from the answer, which is the default for a Chat where the model knows marks for it;
-    `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how fast the output comes and never what it is.
+    (`typical_p` to `order`, whose stages go by the names of their parameters, all penalties by "penalties"). Ending:
+    `max_tokens`, `min_tokens`, `stop` (strings), `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices;
+    `priority`, higher is sooner; `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix
+    cache; `logprobs`: how many most likely tokens to report beside the chosen one; `prompt_logprobs`: the same for the
+    prompt's tokens; `model`: the name of the model wanted; `echo`: return the prompt's text before the output;
+    `tell_reasoning`: tell reasoning (`<think>`) apart from the answer, which is the default for a Chat where the model
+    knows marks for it; `max_draft_tokens` (0: none) and `ngram_size`: drafts, which change how fast the output comes
+    and never what it is.
 
     The output's form, at most one of: `json_schema` (a dict, or JSON text), `regex` (for all of it), `grammar` (Lark or
     GBNF), `choices` (texts of which it is one).
