@@ -35,7 +35,9 @@ class PartName(StrEnum):
     START = "start"
     SDK = "sdk"
     CLIENTS = "clients"
+    SPECULATION = "speculation"
     TOKENIZER = "tokenizer"
+    CONSTRAINTS = "constraints"
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from engine_service.bench.machine import ROOT
 from engine_service.bench.protocol import BenchError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
+from service_common.token_table import TokenTable
 from tokenizer_service.byte_level_bpe import words_of
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.pre_tokenizers import PRE_TOKENIZERS
-from tokenizer_service.spm_bpe import SPACE, ranked_pairs
-from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
+from tokenizer_service.spm_bpe import ranked_pairs
 from tokenizer_service.vocabulary import Vocabulary
 
 MEGABYTE = 1_000_000

@@ -39,6 +39,17 @@ class BenchModel(NamedTuple):
         return self.quant in _K_QUANTS
 
 
+class BenchVocabulary(NamedTuple):
+    """A vocabulary without a model, from the outside test data."""
+
+    name: str
+
+    @property
+    def file_name(self) -> str:
+        """Where it is in the folder of that data."""
+        return f"vocab/ggml-vocab-{self.name}.gguf"
+
+
 MODELS = tuple(BenchModel(shape, quant) for shape in _VOCABULARIES for quant in _QUANTS)
 
 

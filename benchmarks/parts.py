@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import clients, overload, prefix, scheduler, sdk, stall, start, tokenizer
+from benchmarks import clients, constraints, overload, prefix, scheduler, sdk, speculation, stall, start, tokenizer
 from benchmarks.config import PartName
-from benchmarks.models import BenchModel
+from benchmarks.models import BenchModel, BenchVocabulary
 from engine_service.bench.machine import ROOT
 
 _BUNDLED = ROOT / "models" / "clforge-tiny.gguf"
@@ -32,7 +32,7 @@ class Part(NamedTuple):
     """`measure` takes a model and a seed and gives figures by name; a name ends with its unit."""
 
     measure: Callable[[Path, int], dict[str, float]]
-    model: BenchModel | Path
+    model: BenchModel | BenchVocabulary | Path
     limits: Mapping[str, Limit]
 
 
@@ -60,5 +60,15 @@ PARTS = {
         {"share_1": Limit(0.95, is_floor=True), "share_16": Limit(0.95, is_floor=True)},
     ),
     PartName.CLIENTS: Part(lambda model, seed: clients.measure(model), _BUNDLED, {}),
+    PartName.SPECULATION: Part(
+        speculation.measure,
+        BenchModel("tinyllama-1.1b", "Q8_0"),
+        {
+            "speedup_100": Limit(2.0, is_floor=True),
+            "speedup_50": Limit(1.3, is_floor=True),
+            "speedup_0": Limit(0.95, is_floor=True),
+        },
+    ),
     PartName.TOKENIZER: Part(tokenizer.measure, _BUNDLED, {}),
+    PartName.CONSTRAINTS: Part(constraints.measure, BenchVocabulary("llama-bpe"), {"mask_mean_ms": Limit(0.2)}),
 }

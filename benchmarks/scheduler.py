@@ -77,7 +77,7 @@ def _request(number: int) -> Request:
 
 
 def _tokens(step: ScheduledStep) -> list[SampledToken]:
-    samples = [chunk.sequence for chunk in step.chunks if chunk.samples]
+    samples = [chunk.sequence for chunk in step.chunks if chunk.num_rows]
     return [SampledToken(sequence.num_tokens * 7 + sequence.request.id, None, ()) for sequence in samples]
 
 

@@ -1,5 +1,5 @@
 """`make bench`, second half: prefix cache, long prompts beside running requests, overload, the scheduler's cost, start
-and memory, what the SDK costs, how much each SDK reads, the tokenizer.
+and memory, what the SDK costs, how much each SDK reads, drafts, the tokenizer, structured output.
 
 usage: python -m benchmarks.serving [--only PART] [--rounds N] [--model FILE] [--json FILE]
 """
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.config import PartName, ServingConfig
 from benchmarks.llama_cpp import peer_python
-from benchmarks.models import find_shared_data, make_model
+from benchmarks.models import BenchVocabulary, find_shared_data, make_model
 from benchmarks.parts import PARTS, Part
 from benchmarks.serving_report import markdown, summarised, table_rows
 from engine_service.bench.machine import ROOT, busy_seconds, commit, machine_facts
@@ -70,6 +70,8 @@ class ServingBench:
             return self._config.model.absolute()
         if isinstance(part.model, Path):
             return part.model
+        if isinstance(part.model, BenchVocabulary):
+            return find_shared_data() / part.model.file_name
         return make_model(part.model, find_shared_data(), peer_python)
 
 

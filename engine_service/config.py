@@ -50,6 +50,13 @@ class EngineConfig:
         unit="times",
         minimum=1.01,
     )
+    max_draft_tokens: int = option(
+        0,
+        "Tokens that are guessed from what came before and verified in one step, where a request does not say; 0: none",
+        unit="tokens",
+        minimum=0,
+        maximum=16,
+    )
     max_queued_requests: int = option(1024, "Requests that may wait; more are refused", minimum=1)
     max_queued_tokens: int | None = option(
         None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -12,18 +12,21 @@ from google.protobuf.message import Message
 
 from clforge.v1 import generation_pb2 as pb
 from clforge.v1.engine_pb2 import TokenSubmit
-from engine_service.scheduling.messages import FinishedEvent, RequestInfo
+from engine_service.constraints.spec import MAX_TEXT_BYTES, ConstraintSpec, Kind
+from engine_service.sampling_conversion import IdsContaining, to_sampling_params
+from engine_service.scheduling.messages import FinishedEvent, PromptLogprobsEvent, RequestInfo
 from engine_service.scheduling.sampled_token import SampledToken
-from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams, checked_logprobs
+from engine_service.scheduling.sampling_params import GenerationLimits, checked_logprobs
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceState
+from engine_service.scheduling.speculation import Speculation
 from engine_service.scheduling.stats import SchedulerStats
-from service_common.errors import InvalidArgumentError, OutOfRangeError, UnimplementedError
+from service_common.errors import InvalidArgumentError, OutOfRangeError
 from service_common.status import to_status
 
 _MAX_TIMEOUT_SECONDS = 86400 * 365
 _MAX_SALT_BYTES = 256
 _MAX_OWNER_BYTES = 64
-_SERVED_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
+_MAX_CHOICE_TEXTS = 1024
 
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -42,25 +45,25 @@ _STATES = {
 
 
 def to_request(
-    submit: TokenSubmit, *, engine_id: int, stream_id: int, now: float, vocab_size: int, context_length: int
+    submit: TokenSubmit,
+    *,
+    engine_id: int,
+    stream_id: int,
+    now: float,
+    vocab_size: int,
+    context_length: int,
+    ids_containing: IdsContaining,
 ) -> Request:
     """A checked request. InvalidArgumentError, OutOfRangeError or UnimplementedError names what is wrong."""
     params = submit.params
     _check_prompt(submit, vocab_size, context_length)
     _check_served(params)
     _check_owner(submit.owner)
-    sampling = params.sampling
     stopping = params.stopping
     return Request(
         id=engine_id,
         prompt_ids=tuple(submit.token_ids),
-        sampling=SamplingParams.create(
-            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-            temperature=_optional(sampling, "temperature"),
-            top_k=_optional(sampling, "top_k"),
-            top_p=_optional(sampling, "top_p"),
-            min_p=_optional(sampling, "min_p"),
-        ),
+        sampling=to_sampling_params(params.sampling, vocab_size, ids_containing),
         limits=GenerationLimits.create(
             context_left=context_length - len(submit.token_ids),
             vocab_size=vocab_size,
@@ -75,19 +78,51 @@ def to_request(
         priority=params.priority,
         initial_credit=_optional(params, "initial_credit"),
         logprobs=checked_logprobs(_optional(params, "logprobs")),
+        prompt_logprobs=checked_logprobs(_optional(params, "prompt_logprobs"), "params.prompt_logprobs"),
         stream_id=(stream_id, submit.client_stream_id),
         cache_salt=None if params.no_cache else (submit.owner, _checked_salt(params.cache_salt)),
+        speculation=Speculation.create(
+            max_draft_tokens=_optional(params.speculation, "max_draft_tokens"),
+            ngram_size=_optional(params.speculation, "ngram_size"),
+        ),
     )
+
+
+def to_constraint(params: pb.GenerationParams) -> ConstraintSpec | None:
+    """What the output has to match. InvalidArgumentError names what is wrong, or contradicts it."""
+    if not params.HasField("constraint"):
+        return None
+    kind = params.constraint.WhichOneof("kind")
+    if kind is None:
+        raise InvalidArgumentError("params.constraint", "empty", f"must be one of {', '.join(Kind)}")
+    if params.stopping.ignore_eos:
+        limit = "must be false beside a constraint, whose end is an end-of-generation token"
+        raise InvalidArgumentError("params.stopping.ignore_eos", "true", limit)
+    if params.sampling.allowed_token_ids:
+        limit = "must be empty beside a constraint, which tells the allowed tokens by itself"
+        raise InvalidArgumentError("params.sampling.allowed_token_ids", "set", limit)
+    if kind == "choices":
+        return ConstraintSpec(Kind.CHOICES, _choice_texts(params.constraint.choices))
+    return ConstraintSpec.create(Kind(kind), getattr(params.constraint, kind))
 
 
 def to_delta(token: SampledToken) -> pb.Delta:
     """One token as a delta."""
     delta = pb.Delta(token_ids=[token.token_id], num_tokens=1)
     if token.logprob is not None:
-        top = [pb.Logprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top]
-        chosen = pb.Logprob(token_id=token.token_id, logprob=token.logprob)
-        delta.logprobs.append(pb.TokenLogprobs(chosen=chosen, top=top))
+        delta.logprobs.append(_to_logprobs(token, token.logprob))
     return delta
+
+
+def to_prompt_delta(event: PromptLogprobsEvent) -> pb.Delta:
+    """Log-probabilities of prompt tokens as a delta, which stands for no generated token."""
+    tokens = [_to_logprobs(token, token.logprob) for token in event.tokens if token.logprob is not None]
+    return pb.Delta(prompt_logprobs=tokens)
+
+
+def _to_logprobs(token: SampledToken, logprob: float) -> pb.TokenLogprobs:
+    top = [pb.Logprob(token_id=top_id, logprob=top_logprob) for top_id, top_logprob in token.top]
+    return pb.TokenLogprobs(chosen=pb.Logprob(token_id=token.token_id, logprob=logprob), top=top)
 
 
 def to_finished(event: FinishedEvent) -> pb.Finished:
@@ -99,6 +134,8 @@ def to_finished(event: FinishedEvent) -> pb.Finished:
             cached_tokens=event.usage.cached_tokens,
             generated_tokens=event.usage.generated_tokens,
             delivered_tokens=event.usage.delivered_tokens,
+            drafted_tokens=event.usage.drafted_tokens,
+            accepted_tokens=event.usage.accepted_tokens,
         ),
         timings=pb.Timings(
             queue=_duration(event.timings.queue_seconds),
@@ -165,16 +202,17 @@ def _check_prompt(submit: TokenSubmit, vocab_size: int, context_length: int) -> 
 def _check_served(params: pb.GenerationParams) -> None:
     if params.stopping.stop:
         raise InvalidArgumentError("params.stopping.stop", "set", "stop strings belong to the tokenizer service")
-    for field in ("constraint", "prompt_logprobs", "speculation"):
-        if params.HasField(field):
-            raise _not_served(f"params.{field}")
-    for descriptor, _ in params.sampling.ListFields():
-        if descriptor.name not in _SERVED_SAMPLING:
-            raise _not_served(f"params.sampling.{descriptor.name}")
 
 
-def _not_served(field: str) -> UnimplementedError:
-    return UnimplementedError(f"{field} is not served yet", reason="NOT_SERVED", field=field)
+def _choice_texts(choices: pb.Choices) -> str:
+    field, num_texts = "params.constraint.choices.texts", len(choices.texts)
+    if not 1 <= num_texts <= _MAX_CHOICE_TEXTS:
+        limit = f"must hold between 1 and {_MAX_CHOICE_TEXTS}"
+        raise InvalidArgumentError(field, f"a list of {num_texts} texts", limit)
+    num_bytes = sum(len(text.encode()) for text in choices.texts)
+    if num_bytes > MAX_TEXT_BYTES:
+        raise InvalidArgumentError(field, f"{num_bytes} bytes long together", f"must have at most {MAX_TEXT_BYTES}")
+    return json.dumps(list(choices.texts), ensure_ascii=False)
 
 
 def _check_owner(owner: str) -> None:

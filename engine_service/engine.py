@@ -40,7 +40,7 @@ class Runner(Protocol):
     """What computes a step: `ModelRunner`, or a stand-in for tests that need no device."""
 
     def run(self, step: ScheduledStep) -> Sequence[SampledToken]:
-        """The next token of every chunk that samples, in order. DeviceError where the device fails."""
+        """A token for each row of logits of the step, in order of chunks. DeviceError where the device fails."""
 
     def close(self) -> None:
         """Frees the device."""

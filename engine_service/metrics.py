@@ -86,6 +86,12 @@ _FIGURES = (
         lambda s: s.prompt_tokens,
     ),
     Figure("clforge_generation_tokens_total", "Tokens generated.", lambda s: s.generation_tokens),
+    Figure("clforge_spec_decode_num_draft_tokens_total", "Draft tokens verified.", lambda s: s.drafted_tokens),
+    Figure(
+        "clforge_spec_decode_num_accepted_tokens_total",
+        "Draft tokens that were sampled as well.",
+        lambda s: s.accepted_tokens,
+    ),
 )
 
 

@@ -22,6 +22,8 @@ import structlog
 from clforge.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from engine_service.compute.kv_plan import plan_for
 from engine_service.config import EngineConfig
+from engine_service.constraints.compiler import GrammarCompiler
+from engine_service.constraints.token_bytes import TokenBytes
 from engine_service.engine_loop import EngineLoop
 from engine_service.host import first_contact
 from engine_service.metrics import EngineMetrics
@@ -89,6 +91,8 @@ class EngineProcess:
         data = tokenizer_file(reader)
         self.server = EngineServer(TokenizerFile(data, vocab_sha256(data)), self._loop, Loading())
         self.health = Health(SERVICE)
+        vocab_size = self._hyperparameters.vocab_size
+        self._grammars = GrammarCompiler(lambda: TokenBytes.from_gguf(reader, vocab_size))
         self.metrics = EngineMetrics(self._loop, lambda: self.health.ready)
 
     async def run(self, server: grpc.aio.Server, address: str) -> int:
@@ -102,6 +106,7 @@ class EngineProcess:
         watcher.cancel()
         hushing.cancel()
         await asyncio.to_thread(self._loop.close)
+        await asyncio.to_thread(self._grammars.close)
         os.dup2(stderr, _STDERR)
         if self._loop.loaded.done() and isinstance(error := self._loop.loaded.exception(), StartupError):
             raise error
@@ -129,7 +134,7 @@ class EngineProcess:
             return
         assert self._model is not None
         self.metrics.model_loaded(self._model)
-        registry = RequestRegistry(self._loop, self._model, self.metrics)
+        registry = RequestRegistry(self._loop, self._model, self.metrics, self._grammars)
         self.server.serving = Serving(self._model, registry)
         self.health.set_ready(True)
         lifecycle.announce_ready(address)

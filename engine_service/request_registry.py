@@ -11,16 +11,20 @@ import itertools
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from clforge.v1.engine_pb2 import TokenSubmit
 from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, Accepted, Finished
-from engine_service.conversion import to_delta, to_finished, to_request
+from engine_service.constraints.compiler import GrammarCompiler
+from engine_service.constraints.spec import ConstraintSpec
+from engine_service.conversion import to_constraint, to_delta, to_finished, to_prompt_delta, to_request
 from engine_service.engine import AdmittedEvent, EngineEvent, RefusedEvent
-from engine_service.engine_loop import EngineLoop
+from engine_service.engine_loop import Command, EngineLoop
 from engine_service.metrics import EngineMetrics
+from engine_service.scheduling.messages import PromptLogprobsEvent
 from engine_service.scheduling.scheduler import FinishedEvent, TokenEvent
+from engine_service.scheduling.sequence import Request
 from engine_service.served_model import ServedModel
 from service_common.errors import (
     FailedPreconditionError,
@@ -62,13 +66,15 @@ class ServedRequest:
     arrival: float
     has_tokens: bool = False
     open_choices: set[int] = field(default_factory=set)  # admitted and not ended
+    deferred: list[Command] | None = None  # what is to follow once its constraint is compiled
 
 
 class RequestRegistry:
     """Owns the live requests of all streams."""
 
-    def __init__(self, loop: EngineLoop, model: ServedModel, metrics: EngineMetrics) -> None:
-        self._loop, self._model, self._metrics = loop, model, metrics
+    def __init__(self, loop: EngineLoop, model: ServedModel, metrics: EngineMetrics, grammars: GrammarCompiler) -> None:
+        self._loop, self._model, self._metrics, self._grammars = loop, model, metrics, grammars
+        self._compiling: set[asyncio.Task[None]] = set()
         self._engine_ids = itertools.count(1)
         self._stream_ids = itertools.count(1)
         self._by_engine_id: dict[int, ServedRequest] = {}
@@ -87,11 +93,12 @@ class RequestRegistry:
     def submit(self, submit: TokenSubmit, reader: Reader) -> ServedRequest:
         """Checks a request and passes it to the engine. A RequestError tells why it is refused here.
 
-        What only the engine can refuse arrives as the request's terminal update.
+        What only the engine or the compiler of grammars can refuse arrives as the request's terminal update.
         """
         if self._draining:
             raise UnavailableError("the engine is shutting down", reason="DRAINING", retry_after_seconds=1.0)
         self._check_vocabulary(submit.vocab_sha256)
+        constraint = to_constraint(submit.params)
         request = to_request(
             submit,
             engine_id=next(self._engine_ids),
@@ -99,6 +106,7 @@ class RequestRegistry:
             now=time.monotonic(),
             vocab_size=self._model.vocab_size,
             context_length=self._model.context_length,
+            ids_containing=self._model.token_search.ids_containing,
         )
         self._loop.reserve(request)
         global_id = secrets.token_hex(16)
@@ -121,7 +129,13 @@ class RequestRegistry:
         self._by_engine_id[request.id] = live
         self._by_global_id[global_id] = live
         self._idle.clear()
-        self._loop.post(lambda engine: engine.add(request))
+        if constraint is None:
+            self._loop.post(lambda engine: engine.add(request))
+        else:
+            live.deferred = []
+            compiling = asyncio.create_task(self._add_constrained(live, request, constraint))
+            self._compiling.add(compiling)
+            compiling.add_done_callback(self._compiling.discard)
         return live
 
     def refused(self, error: RequestError) -> None:
@@ -130,11 +144,11 @@ class RequestRegistry:
 
     def grant(self, live: ServedRequest, tokens: int) -> None:
         """More credit for each choice."""
-        self._loop.post(lambda engine: engine.scheduler.grant(live.engine_id, tokens))
+        self._post(live, lambda engine: engine.scheduler.grant(live.engine_id, tokens))
 
     def cancel(self, live: ServedRequest) -> None:
         """Ends the request; its terminal updates follow."""
-        self._loop.post(lambda engine: engine.scheduler.cancel(live.engine_id))
+        self._post(live, lambda engine: engine.scheduler.cancel(live.engine_id))
 
     def cancel_by_global_id(self, global_id: str, owner: str) -> None:
         """As `cancel`, by the name that every connection knows. NotFoundError where `owner` has none such."""
@@ -152,11 +166,11 @@ class RequestRegistry:
         """Ends one choice at a length found upstream. InvalidArgumentError for a choice that does not exist."""
         if choice >= live.num_choices:
             raise InvalidArgumentError("stop.choice", choice, f"must be below n, which is {live.num_choices}")
-        self._loop.post(lambda engine: engine.scheduler.stop(live.engine_id, choice, num_delivered))
+        self._post(live, lambda engine: engine.scheduler.stop(live.engine_id, choice, num_delivered))
 
     def fail(self, live: ServedRequest, error: RequestError) -> None:
         """Ends the request with `error`; its terminal updates follow."""
-        self._loop.post(lambda engine: engine.scheduler.abort(live.engine_id, error))
+        self._post(live, lambda engine: engine.scheduler.abort(live.engine_id, error))
 
     def abandon(self, live: ServedRequest) -> None:
         """The reader is gone: ends the request and delivers nothing more."""
@@ -192,6 +206,30 @@ class RequestRegistry:
         for live in list(self._by_engine_id.values()):
             self._end(live, error)
 
+    async def _add_constrained(self, live: ServedRequest, request: Request, constraint: ConstraintSpec) -> None:
+        """Passes the request to the engine when its constraint is compiled, and then what came for it meanwhile."""
+        try:
+            grammar = await self._grammars.compile(constraint)
+        except RequestError as error:
+            if live.engine_id in self._by_engine_id:
+                self._loop.withdraw(live.engine_id)
+                self.refused(error)
+                self._end(live, error)
+            return
+        if live.engine_id not in self._by_engine_id:
+            return  # abandoned
+        self._loop.post(lambda engine: engine.add(replace(request, grammar=grammar)))
+        for command in live.deferred or ():
+            self._loop.post(command)
+        live.deferred = None
+
+    def _post(self, live: ServedRequest, command: Command) -> None:
+        """Has the engine run a command after it has been told of the request."""
+        if live.deferred is None:
+            self._loop.post(command)
+        else:
+            live.deferred.append(command)
+
     def _deliver(self, event: EngineEvent, live: ServedRequest) -> None:
         outbox = live.reader.outbox
         match event:
@@ -200,6 +238,8 @@ class RequestRegistry:
                     live.has_tokens = True
                     self._metrics.first_token(live.arrival)
                 outbox.delta(live.request_id, event.choice, to_delta(event.token))
+            case PromptLogprobsEvent():
+                outbox.delta(live.request_id, event.choice, to_prompt_delta(event))
             case FinishedEvent():
                 outbox.finished(live.request_id, event.choice, to_finished(event))
                 live.open_choices.discard(event.choice)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from engine_service.token_search import TokenSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class ServedModel:
     weight_bytes: int
     num_parameters: int
     device: str
+    token_search: TokenSearch = field(repr=False)
 
 
 def numerics_id(kv_cache_type: str) -> str:

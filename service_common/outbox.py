@@ -29,8 +29,9 @@ class Outbox:
     """Collects updates from one event loop's callbacks and hands them to that loop's one writer in batches.
 
     A delta for a choice whose last unsent update is a delta of the same section is merged into it, up to
-    MAX_DELTA_TOKENS, so that a slow reader costs few messages however many steps went by; what is held is bounded by
-    the requests' credit. Sequence numbers count what is sent: per choice from 0, without gaps.
+    MAX_DELTA_TOKENS, so that a slow reader costs few messages however many steps went by; log-probabilities of a prompt
+    stay apart from output. What is held is bounded by the requests' prompts and credit. Sequence numbers count what is
+    sent: per choice from 0, without gaps.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Outbox:
             waiting.delta.token_ids.extend(delta.token_ids)
             waiting.delta.num_tokens += delta.num_tokens
             waiting.delta.logprobs.extend(delta.logprobs)
+            waiting.delta.prompt_logprobs.extend(delta.prompt_logprobs)
         else:
             update = Update(request_id=request_id, choice=choice, delta=delta)
             self._append(update)
@@ -108,7 +110,9 @@ class Outbox:
 
 
 def _may_grow(waiting: Delta, more: Delta) -> bool:
-    return waiting.num_tokens < MAX_DELTA_TOKENS and waiting.section == more.section
+    if waiting.section != more.section or bool(waiting.prompt_logprobs) != bool(more.prompt_logprobs):
+        return False
+    return max(waiting.num_tokens, len(waiting.prompt_logprobs)) < MAX_DELTA_TOKENS
 
 
 def split(updates: Iterable[Update], max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Update]]:

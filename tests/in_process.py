@@ -75,9 +75,9 @@ def logits(model: Path, token_ids: list[int], **options: Any) -> NDArray[np.floa
             credit=1,
         )
         sequence.block_table = blocks
-        chunks = [ScheduledChunk(sequence, position, 1, True) for position in range(count)]
+        chunks = [ScheduledChunk(sequence, position, 1, 1) for position in range(count)]
         runner.run(ScheduledStep(chunks, count, count))
-        vocab_size = runner._model.logits.size // 4 // count
+        vocab_size = runner._sampler.vocab_size
         out = np.empty((count, vocab_size), np.float32)
         runner.device.read(runner._model.logits, out)
         return out

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import clients, deltas, encoding, overload, prefix, scheduler, stall
+from benchmarks import clients, deltas, encoding, overload, prefix, scheduler, speculation, stall
 from benchmarks.parts import Limit
 from benchmarks.report import percentile
 from benchmarks.serving_report import is_disturbed, markdown, summarised, table_rows
@@ -205,3 +205,11 @@ def test_missing_model_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "missing.gguf" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_drafts_are_right_as_often_as_asked(model: Path) -> None:
+    """The whole answer, or none of it, comes from drafts; the answer is checked by the part itself."""
+    load = speculation.SpeculationLoad(acceptances=(1.0, 0.0), prompt_len=16, max_tokens=24, num_pairs=1)
+    figures = speculation.measure(model, 1, load)
+    assert (figures["accepted_share_100"], figures["accepted_share_0"]) == (1.0, 0.0)
+    assert min(figures["plain_tokens_per_s"], figures["speedup_100"], figures["speedup_0"]) > 0

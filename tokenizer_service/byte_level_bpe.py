@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tokenizers import Regex, pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_spelling import bytes_of_letters
+from service_common.token_table import TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.bpe import Bpe
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.offsets import Encoded
 from tokenizer_service.pre_tokenizers import PreTokenizer
-from tokenizer_service.token_table import TokenTable
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter of every byte: itself where that is printable Latin-1, else the next from U+0100.
-
-    Source: openai/gpt-2, src/encoder.py, bytes_to_unicode.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF_LETTER: Mapping[str, int] = _byte_letters()
 
 
 class ByteLevelBpe:
@@ -49,12 +35,8 @@ class ByteLevelBpe:
         return self._bpe.encode_with_offsets(text)
 
     def text_bytes(self, text: str) -> bytes:
-        """The bytes that a normal token's spelling stands for. One that is not spelled in letters of bytes, as tokens
-        added after training are, stands for itself."""
-        try:
-            return bytes([_BYTE_OF_LETTER[letter] for letter in text])
-        except KeyError:
-            return text.encode("utf-8")
+        """The bytes that a normal token's spelling stands for."""
+        return bytes_of_letters(text)
 
 
 def words_of(rule: PreTokenizer) -> pre_tokenizers.PreTokenizer:

@@ -12,14 +12,14 @@ from itertools import accumulate
 from tokenizers import pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.bpe import BYTE_TOKENS, Bpe
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.normalization_keys import LOWERCASE_KEY
 from tokenizer_service.offsets import Encoded, in_original, joined
 from tokenizer_service.pre_tokenizers import CharacterRule
-from tokenizer_service.spm_bpe import SPACE
-from tokenizer_service.token_table import TokenKind, TokenTable
 
 _LINES = re.compile(r"\n+|[^\n]+")
 
@@ -72,7 +72,7 @@ class CharacterBpe:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return (text if self._rule.drops_white_space else text.replace(SPACE, " ")).encode("utf-8")
+        return text.encode("utf-8") if self._rule.drops_white_space else bytes_of_pieces(text)
 
 
 def _lines(text: str) -> list[str]:

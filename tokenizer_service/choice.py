@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from clforge.v1.generation_pb2 import FINISH_REASON_STOP, Delta, Finished, TokenLogprobs, Usage
+from tokenizer_service.prompt_offsets import PromptOffsets
 from tokenizer_service.sections import Sections
 from tokenizer_service.text_stream import Piece, TextStream
 from tokenizer_service.vocabulary import Vocabulary
@@ -33,11 +34,16 @@ class Choice:
         include_stop: bool,
         sections: Sections | None = None,
         num_echoed_characters: int = 0,
+        prompt_offsets: PromptOffsets | None = None,
     ) -> None:
-        """`sections`: None where they are not told apart. `num_echoed_characters` stand before the choice's own."""
+        """`sections`: None where they are not told apart. `num_echoed_characters` stand before the choice's own.
+
+        `prompt_offsets`: for a prompt whose log-probabilities are asked for.
+        """
         self._vocabulary = vocabulary
         self._text = TextStream[_Token](vocabulary, stops, include_stop=include_stop, sections=sections)
         self._num_echoed_characters = num_echoed_characters
+        self._prompt_offsets = prompt_offsets
         self._halted = False
         self._stop_string: str | None = None
         self._detokenize_seconds = 0.0
@@ -56,6 +62,8 @@ class Choice:
 
     def push(self, delta: Delta) -> list[Delta]:
         """Takes the engine's delta; returns what the client gets of it now, a delta for each section."""
+        if delta.prompt_logprobs:
+            return [self._prompt_delta(delta.prompt_logprobs)]
         self.num_received_tokens += len(delta.token_ids)
         started = time.perf_counter()
         pieces: list[Piece[_Token]] = []
@@ -105,9 +113,19 @@ class Choice:
 
     def _named(self, logprobs: TokenLogprobs) -> TokenLogprobs:
         """With what only this service knows: the bytes of the tokens."""
+        self._spell(logprobs)
+        return logprobs
+
+    def _prompt_delta(self, entries: Sequence[TokenLogprobs]) -> Delta:
+        assert self._prompt_offsets is not None, "nobody asked for the prompt's log-probabilities"
+        for entry in entries:
+            self._spell(entry)
+            entry.text_offset = self._prompt_offsets.push(entry.chosen.token_id)
+        return Delta(prompt_logprobs=entries)
+
+    def _spell(self, logprobs: TokenLogprobs) -> None:
         for entry in (logprobs.chosen, *logprobs.top):
             entry.token = self._vocabulary.token_bytes(entry.token_id, skip_special=False)
-        return logprobs
 
 
 def _deltas(pieces: Sequence[Piece[_Token]]) -> list[Delta]:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from clforge.v1.generation_pb2 import FINISH_REASON_ERROR, SECTION_ANSWER, SECTION_REASONING, Accepted, Update
+from clforge.v1.generation_pb2 import (
+    FINISH_REASON_ERROR,
+    SECTION_ANSWER,
+    SECTION_REASONING,
+    Accepted,
+    TokenLogprobs,
+    Update,
+)
 from clforge.v1.tokenizer_pb2 import CompleteResponse
 from service_common.status import from_status
 
@@ -12,6 +19,7 @@ class Completion:
 
     def __init__(self) -> None:
         self._accepted = Accepted()
+        self._prompt_logprobs: list[TokenLogprobs] = []
         self._choices: dict[int, CompleteResponse.Choice] = {}
 
     def add(self, update: Update) -> None:
@@ -28,6 +36,7 @@ class Completion:
                     choice.reasoning += update.delta.text
                 choice.token_ids.extend(update.delta.token_ids)
                 choice.logprobs.extend(update.delta.logprobs)
+                self._prompt_logprobs.extend(update.delta.prompt_logprobs)
             case "finished" if update.finished.reason == FINISH_REASON_ERROR:
                 raise from_status(update.finished.error)
             case "finished":
@@ -36,5 +45,7 @@ class Completion:
     def response(self) -> CompleteResponse:
         """The choices in order, and how the request was admitted."""
         return CompleteResponse(
-            choices=[self._choices[index] for index in sorted(self._choices)], accepted=self._accepted
+            choices=[self._choices[index] for index in sorted(self._choices)],
+            accepted=self._accepted,
+            prompt_logprobs=self._prompt_logprobs,
         )

@@ -21,12 +21,14 @@ from service_common.callers import Caller
 from service_common.errors import Code, InvalidArgumentError, RequestError
 from service_common.outbox import UpdateWriter
 from service_common.status import to_status
+from tokenizer_service.bad_words import replace_bad_words
 from tokenizer_service.chat_encoder import ChatEncoder
 from tokenizer_service.choice import Choice
 from tokenizer_service.credit import CreditWindow
 from tokenizer_service.encoder import Encoder
 from tokenizer_service.engine_client import EngineLink
-from tokenizer_service.prompt import encode_prompt
+from tokenizer_service.prompt import EncodedPrompt, encode_prompt
+from tokenizer_service.prompt_offsets import PromptOffsets
 from tokenizer_service.vocabulary_fetch import EncodingVocabulary
 
 
@@ -143,7 +145,7 @@ class Generation:
             async with asyncio.timeout(self._seconds_left()):
                 encoding = await self._link.newer_encoding(refused) if refused else self._link.encoding()
                 prompt = await encode_prompt(self._submit, encoding, self._encoder, self._chat_encoder)
-            params = self._engine_params()
+            params = self._engine_params(encoding)
             if params is None:
                 self._end_unaccepted(Finished(reason=FINISH_REASON_DEADLINE))
                 return
@@ -155,6 +157,7 @@ class Generation:
                     include_stop=stopping.include_stop,
                     sections=prompt.sections(),
                     num_echoed_characters=len(prompt.echo),
+                    prompt_offsets=self._prompt_offsets(prompt, encoding) if index == 0 else None,
                 )
                 for index in range(self._num_choices)
             }
@@ -176,12 +179,18 @@ class Generation:
         except Exception as error:
             self.fail(error)
 
-    def _engine_params(self) -> GenerationParams | None:
+    def _prompt_offsets(self, prompt: EncodedPrompt, encoding: EncodingVocabulary) -> PromptOffsets | None:
+        if not self._submit.params.HasField("prompt_logprobs"):
+            return None
+        return PromptOffsets(encoding.vocabulary, prompt.token_ids[0], skip_special=not prompt.spells_special)
+
+    def _engine_params(self, encoding: EncodingVocabulary) -> GenerationParams | None:
         """The parameters less what is this service's business, with the time that is left; None if none is."""
         params = GenerationParams()
         params.CopyFrom(self._submit.params)
         params.stopping.ClearField("stop")
         params.stopping.ClearField("include_stop")
+        replace_bad_words(params.sampling, encoding.vocabulary)
         params.ClearField("tell_reasoning")
         params.ClearField("echo")
         initial_credit = self._credit.initial()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MERGES_KEY
-from tokenizer_service.token_table import TokenKind, TokenTable
+from service_common.token_table import TokenKind, TokenTable
 
 
 def mergeable_ids(table: TokenTable) -> dict[str, int]:

@@ -20,13 +20,14 @@ class EncodedPrompt:
     """A prompt's token ids, at least one, and what its request wants to be told.
 
     `echo` is its text where that is to be returned, else "". `marks` are those to tell reasoning by, None where it is
-    not to be told; `within_reasoning`: see ends_within_reasoning.
+    not to be told; `within_reasoning`: see ends_within_reasoning. `spells_special`: its text has special tokens too.
     """
 
     token_ids: list[int]
     echo: str
     marks: ReasoningMarks | None
     within_reasoning: bool
+    spells_special: bool
 
     def sections(self) -> Sections | None:
         """What tells the sections of one choice apart, None where they are not told."""
@@ -60,6 +61,7 @@ async def encode_prompt(
         echo=text if params.echo else "",
         marks=encoding.marks if tells else None,
         within_reasoning=tells and ends_within_reasoning(token_ids, vocabulary),
+        spells_special=kind == "chat",
     )
 
 

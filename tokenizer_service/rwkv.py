@@ -7,17 +7,15 @@ Source: llama.cpp, src/llama-vocab.cpp (as of llama-cpp-python 0.3.36), llm_toke
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+from service_common.token_spelling import bytes_of_escapes
+from service_common.token_table import TokenKind, TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.offsets import Encoded, joined, ranges_of_bytes
-from tokenizer_service.token_table import TokenKind, TokenTable
 
 _MAX_TOKEN_BYTES = 256  # RWKV's own have 128 at most; what longer ones cost grows with their length
-_ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
-_NAMED = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 _NUM_KEY_BYTES = 2
 
 
@@ -33,7 +31,7 @@ class Rwkv:
         self._ids = {}
         lengths: defaultdict[bytes, set[int]] = defaultdict(set)
         for token_id in table.of_kind(TokenKind.NORMAL):
-            token = _unescaped(table.texts[token_id])
+            token = bytes_of_escapes(table.texts[token_id])
             if len(token) > _MAX_TOKEN_BYTES:
                 table.refuse(token_id, f"a token of this kind of vocabulary has at most {_MAX_TOKEN_BYTES} bytes")
             self._ids[token] = token_id
@@ -69,13 +67,4 @@ class Rwkv:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return _unescaped(text)
-
-
-def _unescaped(text: str) -> bytes:
-    return _ESCAPE.sub(_meaning, text.encode("utf-8"))
-
-
-def _meaning(escape: re.Match[bytes]) -> bytes:
-    code, character = escape.groups()
-    return bytes([int(code, 16)]) if code else _NAMED.get(character, character)
+        return bytes_of_escapes(text)

@@ -22,13 +22,12 @@ from tokenizers import Regex, pre_tokenizers
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import TOKENS_KEY
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.bpe import BYTE_TOKENS, Bpe
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY
 from tokenizer_service.offsets import Encoded, joined
-from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
-
-SPACE = "▁"
 
 # Sum of squared lengths of tokens, in characters, which bounds the work of `_pairs`. Llama 2's is near 2^20.
 _MAX_SQUARED_LENGTHS = 1 << 31
@@ -90,7 +89,7 @@ class SpmBpe:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return text.replace(SPACE, " ").encode("utf-8")
+        return bytes_of_pieces(text)
 
 
 def ranked_pairs(texts: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import PRE_KEY
-from tokenizer_service.token_table import TokenKind, TokenTable
+from service_common.token_table import TokenKind, TokenTable
 
 _PHI3_NAMES = ("phi-3", "phi3")
 _PHI3_EXEMPT = ("<unk>", "<s>", "<|endoftext|>")

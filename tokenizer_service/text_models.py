@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from service_common.errors import ConfigError, ModelFileError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
+from service_common.token_table import TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.byte_level_bpe import ByteLevelBpe
 from tokenizer_service.character_bpe import CharacterBpe
@@ -15,7 +16,6 @@ from tokenizer_service.offsets import Encoded
 from tokenizer_service.pre_tokenizers import CHARACTER_RULES, PRE_TOKENIZERS
 from tokenizer_service.rwkv import Rwkv
 from tokenizer_service.spm_bpe import SpmBpe
-from tokenizer_service.token_table import TokenTable
 from tokenizer_service.unigram import Unigram
 from tokenizer_service.word_piece import WordPiece
 

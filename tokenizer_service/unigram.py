@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.character_map import CharacterMap
 from tokenizer_service.normalization_keys import ADD_SPACE_PREFIX_KEY, REMOVE_EXTRA_SPACES_KEY
 from tokenizer_service.offsets import Encoded, Range, in_original
-from tokenizer_service.spm_bpe import SPACE, words_between_spaces
-from tokenizer_service.token_table import TokenKind, TokenTable, read_scores
+from tokenizer_service.spm_bpe import words_between_spaces
 
 _USER_DEFINED_SCORE = 0.0
 _WORD = re.compile("[^ ]+")
@@ -93,7 +94,7 @@ class Unigram:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return text.replace(SPACE, " ").encode("utf-8")
+        return bytes_of_pieces(text)
 
 
 def _origins_of_words(text: str, origins: Sequence[Range]) -> list[Range]:

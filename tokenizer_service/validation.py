@@ -5,6 +5,7 @@ from __future__ import annotations
 from clforge.v1.generation_pb2 import GenerationParams, StopParams
 from clforge.v1.tokenizer_pb2 import Prompt, TextSubmit
 from service_common.errors import InvalidArgumentError, NotFoundError, OutOfRangeError
+from tokenizer_service.bad_words import check_bad_words
 from tokenizer_service.conversation import check_chat
 from tokenizer_service.credit import MAX_CREDIT
 
@@ -57,6 +58,7 @@ def _check_params(params: GenerationParams) -> None:
     if params.HasField("timeout") and not 0 < params.timeout.ToNanoseconds() <= MAX_TIMEOUT_SECONDS * 10**9:
         limit = f"must be positive and at most {MAX_TIMEOUT_SECONDS} s"
         raise InvalidArgumentError("params.timeout", f"{params.timeout.seconds} s", limit)
+    check_bad_words(params.sampling)
     _check_stops(params.stopping)
 
 

@@ -13,18 +13,16 @@ from typing import Self
 from service_common.errors import InvalidArgumentError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, SpecialTokens
+from service_common.token_spelling import SPECIAL_KINDS, VERBATIM_KINDS, token_bytes
+from service_common.token_table import TokenKind, TokenTable
 from tokenizer_service.added_tokens import AddedTokens
 from tokenizer_service.encode_cache import EncodeCache
 from tokenizer_service.offsets import Decoded, Encoded, joined, ranges_of_bytes
 from tokenizer_service.special_splitter import MAX_SPECIAL_CHARACTERS, SpecialSplitter
 from tokenizer_service.stripped_spaces import StrippedSpaces, stripped_spaces
 from tokenizer_service.text_models import Source, build_text_model
-from tokenizer_service.token_table import TokenKind, TokenTable
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-_SPECIAL = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN))
-# Spelled in the file as in text, and looked for in text before anything else.
-_VERBATIM = _SPECIAL | {TokenKind.USER_DEFINED}
 
 
 class Vocabulary:
@@ -50,7 +48,7 @@ class Vocabulary:
         self.add_space_prefix = self._text_model.add_space_prefix
         stripped = stripped_spaces(source.reader, source.table)
         self._plain = self._splitter(frozenset((TokenKind.USER_DEFINED,)), stripped)
-        self._parsing = self._splitter(_VERBATIM, stripped)
+        self._parsing = self._splitter(VERBATIM_KINDS, stripped)
 
     @classmethod
     def from_gguf(
@@ -122,7 +120,7 @@ class Vocabulary:
         """
         ids = self._checked(ids)
         text = self._joined(ids, skip_special)
-        return text[self._prefix_length(ids, text, skip_special) :]
+        return text[self._prefix_length(ids, skip_special) :]
 
     def decode_with_offsets(self, ids: Iterable[int], *, skip_special: bool = True) -> Decoded:
         """As `decode`, with the characters of the text of which each of the `ids` has a byte; those left out have
@@ -130,8 +128,13 @@ class Vocabulary:
         ids = self._checked(ids)
         text = self._joined(ids, skip_special)
         ranges = ranges_of_bytes([self.token_bytes(token_id, skip_special=skip_special) for token_id in ids])
-        cut = self._prefix_length(ids, text, skip_special)
+        cut = self._prefix_length(ids, skip_special)
         return Decoded(text[cut:], [(max(start - cut, 0), max(end - cut, 0)) for start, end in ranges])
+
+    def begins_with_prefix(self, first_id: int) -> bool:
+        """Whether a text that begins with this token begins with the space that `encode` puts before all text."""
+        is_text = self.add_space_prefix and self.kind(first_id) is TokenKind.NORMAL
+        return is_text and self.token_bytes(first_id).startswith(b" ")
 
     def decode_continuation(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text that tokens add to a prompt: as `decode`, with every space."""
@@ -143,11 +146,11 @@ class Vocabulary:
         """
         if not 0 <= token_id < self.size:
             return _REPLACEMENT
-        if skip_special and self._table.kinds[token_id] in _SPECIAL:
+        if skip_special and self._table.kinds[token_id] in SPECIAL_KINDS:
             return b""
         found = self._bytes[token_id]
         if found is None:
-            found = self._bytes[token_id] = self._spelled(token_id)
+            found = self._bytes[token_id] = token_bytes(self._table, token_id, self._text_model.text_bytes)
         return found
 
     def kind(self, token_id: int) -> TokenKind:
@@ -157,7 +160,7 @@ class Vocabulary:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is no text: a control token or the unknown one."""
-        return self.kind(token_id) in _SPECIAL
+        return self.kind(token_id) in SPECIAL_KINDS
 
     def token_id(self, spelling: str) -> int | None:
         """The token with this spelling in the file, such as <|im_end|>."""
@@ -175,7 +178,7 @@ class Vocabulary:
 
     def special_spellings(self) -> list[str]:
         """How the tokens are spelled that steer the model or its machinery, and that no user's text may give."""
-        ids = {*self._table.of_kind(*_SPECIAL), *self.special.is_control}
+        ids = {*self._table.of_kind(*SPECIAL_KINDS), *self.special.is_control}
         return [text for token_id in sorted(ids) if (text := self._table.texts[token_id])]
 
     def user_defined_spellings(self) -> list[str]:
@@ -190,24 +193,15 @@ class Vocabulary:
     def _spelling(self, token_id: int | None) -> str:
         return "" if token_id is None else self._table.texts[token_id]
 
-    def _spelled(self, token_id: int) -> bytes:
-        kind, text = self._table.kinds[token_id], self._table.texts[token_id]
-        if kind in _VERBATIM:
-            return text.encode("utf-8")
-        if kind is TokenKind.BYTE:
-            return bytes([self._table.byte_value(token_id)])
-        return b"" if kind is TokenKind.UNUSED else self._text_model.text_bytes(text)
-
     def _joined(self, ids: Iterable[int], skip_special: bool) -> str:
         pieces = [self.token_bytes(token_id, skip_special=skip_special) for token_id in ids]
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _prefix_length(self, ids: Iterable[int], text: str, skip_special: bool) -> int:
+    def _prefix_length(self, ids: Iterable[int], skip_special: bool) -> int:
         """How much of the text is the space that `encode` puts before it."""
-        if not self.add_space_prefix or not text.startswith(" "):
-            return 0
-        rendered = (kind for kind in map(self.kind, ids) if not (skip_special and kind in _SPECIAL))
-        return int(next(rendered, None) is TokenKind.NORMAL)
+        rendered = (token_id for token_id in ids if not (skip_special and self.is_special(token_id)))
+        first = next(rendered, None)
+        return int(first is not None and self.begins_with_prefix(first))
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = list(ids)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_spelling import SPACE, bytes_of_pieces
+from service_common.token_table import TokenKind, TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.bpe import encoded
 from tokenizer_service.normalization_keys import LOWERCASE_KEY, STRIP_ACCENTS_KEY
 from tokenizer_service.offsets import Encoded
-from tokenizer_service.spm_bpe import SPACE
-from tokenizer_service.token_table import TokenKind, TokenTable
 
 _MAX_WORD_CHARACTERS = 100
 # No cleaned text contains this character, so no word begins like one that goes on.
@@ -65,7 +65,7 @@ class WordPiece:
 
     def text_bytes(self, text: str) -> bytes:
         """The bytes that a normal token's spelling stands for."""
-        return text.replace(SPACE, " ").encode("utf-8")
+        return bytes_of_pieces(text)
 
 
 def _bert_spelling(text: str) -> str:

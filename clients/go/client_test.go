@@ -306,6 +306,36 @@ func TestWhatCannotBeSentIsInvalid(t *testing.T) {
 	}
 }
 
+// Each kind of constraint sets its own field, and an output has one of them.
+func TestConstraintsReachTheServer(t *testing.T) {
+	var got *pb.Constraint
+	script := &scripted{text: func(stream grpc.BidiStreamingServer[pb.GenerateTextRequest, pb.GenerateTextResponse]) error {
+		request, err := stream.Recv()
+		got = request.GetSubmit().GetParams().GetConstraint()
+		return errors.Join(err, failure(codes.Unimplemented, "seen").Err())
+	}}
+	client, _ := script.start(t)
+	generate := func(options ...clforge.GenerateOption) error {
+		_, _, err := collect(newSession(t, client).Generate(testContext(t), clforge.Text("a"), options...))
+		return err
+	}
+	generate(clforge.WithJSONSchema("{}"))
+	if got.GetJsonSchema() != "{}" {
+		t.Errorf("json_schema is wrong in %v", got)
+	}
+	generate(clforge.WithRegex("a+"))
+	if got.GetRegex() != "a+" {
+		t.Errorf("regex is wrong in %v", got)
+	}
+	generate(clforge.WithGrammar("root ::= \"a\""))
+	if got.GetGrammar() != "root ::= \"a\"" {
+		t.Errorf("grammar is wrong in %v", got)
+	}
+	if err := generate(clforge.WithRegex("a"), clforge.WithGrammar("b")); !errors.Is(err, clforge.ErrInvalidRequest) {
+		t.Errorf("error is %v", err)
+	}
+}
+
 // Every option sets the field of its name, and what is not given stays unset.
 func TestOptionsReachTheServer(t *testing.T) {
 	var got *pb.GenerationParams
@@ -318,30 +348,35 @@ func TestOptionsReachTheServer(t *testing.T) {
 	_, _, err := collect(newSession(t, client, clforge.WithWindow(5)).Generate(testContext(t), clforge.Text("a"),
 		clforge.WithTemperature(0), clforge.WithTopK(2), clforge.WithTopP(0.5), clforge.WithMinP(0.25), clforge.WithMinTokens(3),
 		clforge.WithStop("s"), clforge.WithStopTokenIDs(4), clforge.WithIgnoreEOS(), clforge.WithIncludeStop(), clforge.WithPriority(-6),
-		clforge.WithCacheSalt("c"), clforge.WithNoCache(), clforge.WithLogprobs(0), clforge.WithEcho(), clforge.WithTellReasoning(false)))
+		clforge.WithCacheSalt("c"), clforge.WithNoCache(), clforge.WithLogprobs(0), clforge.WithEcho(), clforge.WithTellReasoning(false),
+		clforge.WithPromptLogprobs(2), clforge.WithMaxDraftTokens(0), clforge.WithNgramSize(4), clforge.WithOneOf("x", "y")))
 	if !errors.Is(err, clforge.ErrServer) && !errors.Is(err, clforge.ErrUnimplemented) {
 		t.Fatal(err)
 	}
 	sampling, stopping := got.GetSampling(), got.GetStopping()
 	for name, right := range map[string]bool{
-		"temperature":    sampling.Temperature != nil && sampling.GetTemperature() == 0,
-		"top_k":          sampling.GetTopK() == 2,
-		"top_p":          sampling.GetTopP() == 0.5,
-		"min_p":          sampling.GetMinP() == 0.25,
-		"seed":           sampling.Seed == nil,
-		"min_tokens":     stopping.GetMinTokens() == 3 && stopping.MaxTokens == nil,
-		"stop":           slices.Equal(stopping.GetStop(), []string{"s"}),
-		"stop_token_ids": slices.Equal(stopping.GetStopTokenIds(), []uint32{4}),
-		"ignore_eos":     stopping.GetIgnoreEos(),
-		"include_stop":   stopping.GetIncludeStop(),
-		"priority":       got.GetPriority() == -6,
-		"cache_salt":     got.GetCacheSalt() == "c",
-		"no_cache":       got.GetNoCache(),
-		"logprobs":       got.Logprobs != nil && got.GetLogprobs() == 0,
-		"echo":           got.GetEcho(),
-		"tell_reasoning": got.TellReasoning != nil && !got.GetTellReasoning(),
-		"credit":         got.GetInitialCredit() == 5,
-		"timeout":        got.Timeout == nil && got.N == nil,
+		"temperature":     sampling.Temperature != nil && sampling.GetTemperature() == 0,
+		"top_k":           sampling.GetTopK() == 2,
+		"top_p":           sampling.GetTopP() == 0.5,
+		"min_p":           sampling.GetMinP() == 0.25,
+		"seed":            sampling.Seed == nil,
+		"min_tokens":      stopping.GetMinTokens() == 3 && stopping.MaxTokens == nil,
+		"stop":            slices.Equal(stopping.GetStop(), []string{"s"}),
+		"stop_token_ids":  slices.Equal(stopping.GetStopTokenIds(), []uint32{4}),
+		"ignore_eos":      stopping.GetIgnoreEos(),
+		"include_stop":    stopping.GetIncludeStop(),
+		"priority":        got.GetPriority() == -6,
+		"cache_salt":      got.GetCacheSalt() == "c",
+		"no_cache":        got.GetNoCache(),
+		"logprobs":        got.Logprobs != nil && got.GetLogprobs() == 0,
+		"echo":            got.GetEcho(),
+		"tell_reasoning":  got.TellReasoning != nil && !got.GetTellReasoning(),
+		"prompt_logprobs": got.GetPromptLogprobs() == 2,
+		"speculation": got.GetSpeculation().MaxDraftTokens != nil && got.GetSpeculation().GetMaxDraftTokens() == 0 &&
+			got.GetSpeculation().GetNgramSize() == 4,
+		"choices": slices.Equal(got.GetConstraint().GetChoices().GetTexts(), []string{"x", "y"}),
+		"credit":  got.GetInitialCredit() == 5,
+		"timeout": got.Timeout == nil && got.N == nil,
 	} {
 		if !right {
 			t.Errorf("%s is wrong in %v", name, got)

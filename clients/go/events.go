@@ -58,6 +58,9 @@ type Delta struct {
 	NumTokens int
 	Logprobs  []TokenLogprobs // one per token, when asked for
 	Section   Section
+	// PromptLogprobs are of the prompt's tokens, in order and from the second on, when asked for: in deltas of the first choice
+	// that come before its first token.
+	PromptLogprobs []TokenLogprobs
 }
 
 // Finished is the end of one choice.
@@ -126,10 +129,11 @@ type Choice struct {
 	Reasoning string
 }
 
-// Completion is a whole answer, of at least one choice.
+// Completion is a whole answer, of at least one choice. PromptLogprobs begin with the prompt's second token.
 type Completion struct {
-	Choices  []Choice
-	Accepted Accepted
+	Choices        []Choice
+	Accepted       Accepted
+	PromptLogprobs []TokenLogprobs
 }
 
 // Text returns the first choice's text.

@@ -45,6 +45,13 @@ func (p *params) fail(err error) {
 	}
 }
 
+func (p *params) speculation() *pb.Speculation {
+	if p.generation.Speculation == nil {
+		p.generation.Speculation = &pb.Speculation{}
+	}
+	return p.generation.Speculation
+}
+
 func (p *params) count(field string, n int) *uint32 {
 	if n < 0 || n > math.MaxInt32 {
 		p.fail(invalid(field, "is %d; must be in [0, 2^31)", n))
@@ -58,6 +65,13 @@ func (p *params) text(field, text string) string {
 		p.fail(err)
 	}
 	return text
+}
+
+func (p *params) constrain(constraint *pb.Constraint) {
+	if p.generation.Constraint != nil {
+		p.fail(invalid("constraint", "is set twice; an output has one constraint"))
+	}
+	p.generation.Constraint = constraint
 }
 
 // WithTemperature divides the logits, in [0, 100]. 0 is greedy: the most likely token always. Default 1.
@@ -83,6 +97,89 @@ func WithMinP(minP float32) GenerateOption {
 // WithSeed sets the key of the random numbers. By default the server draws one, which Accepted tells.
 func WithSeed(seed uint64) GenerateOption {
 	return func(p *params) { p.generation.Sampling.Seed = &seed }
+}
+
+// WithTypicalP keeps the most typical tokens, whose surprise is nearest the mean, up to this probability; in (0, 1].
+func WithTypicalP(typicalP float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TypicalP = &typicalP }
+}
+
+// WithTopNSigma keeps logits of at least the largest less n standard deviations; in [0, 100], default 0: all.
+func WithTopNSigma(n float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.TopNSigma = &n }
+}
+
+// WithRepetitionPenalty divides the logits of known tokens, or multiplies negative ones; in (0, 10], default 1.
+func WithRepetitionPenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.RepetitionPenalty = &penalty }
+}
+
+// WithFrequencyPenalty is taken from a token's logit for each time it was generated; in [-10, 10], default 0.
+func WithFrequencyPenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.FrequencyPenalty = &penalty }
+}
+
+// WithPresencePenalty is taken from a token's logit if it was generated; in [-10, 10], default 0.
+func WithPresencePenalty(penalty float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.PresencePenalty = &penalty }
+}
+
+// WithPenaltyWindow lets the three penalties look at the last n tokens, prompt included; 0, the default, is all.
+func WithPenaltyWindow(n int) GenerateOption {
+	return func(p *params) { p.generation.Sampling.PenaltyWindow = p.count("penalty_window", n) }
+}
+
+// WithDry penalises tokens that would go on with a repetition.
+func WithDry(dry *pb.Dry) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Dry = dry }
+}
+
+// WithXTC drops the most likely tokens with this probability, if their share reaches the threshold, but for the last of them.
+func WithXTC(probability, threshold float32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.Xtc = &pb.Xtc{Probability: &probability, Threshold: &threshold}
+	}
+}
+
+// WithMirostat aims at this surprise, in bits; it takes the place of all filters. A usual learning rate is 0.1.
+func WithMirostat(target, learningRate float32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.Mirostat = &pb.Mirostat{Target: &target, LearningRate: &learningRate}
+	}
+}
+
+// WithLogitBias adds to logits, by token id; at most 1024, each in [-100, 100].
+func WithLogitBias(bias map[uint32]float32) GenerateOption {
+	return func(p *params) { p.generation.Sampling.LogitBias = bias }
+}
+
+// WithAllowedTokenIDs lets no other tokens be chosen, end-of-generation tokens included; at most 65536.
+func WithAllowedTokenIDs(ids ...uint32) GenerateOption {
+	return func(p *params) {
+		p.generation.Sampling.AllowedTokenIds = append(p.generation.Sampling.AllowedTokenIds, ids...)
+	}
+}
+
+// WithBadTokenSequence never completes this sequence of tokens; at most 256 of at most 64 ids.
+func WithBadTokenSequence(ids ...uint32) GenerateOption {
+	return func(p *params) {
+		sequence := &pb.TokenSequence{Ids: ids}
+		p.generation.Sampling.BadTokenSequences = append(p.generation.Sampling.BadTokenSequences, sequence)
+	}
+}
+
+// WithBadWords never completes these words, nor with a space before; at most 64 of at most 256 bytes.
+func WithBadWords(words ...string) GenerateOption {
+	return func(p *params) {
+		for _, word := range words {
+			p.generation.Sampling.BadWords = append(p.generation.Sampling.BadWords, p.text("bad_words", word))
+		}
+	}
+}
+
+// WithOrder applies these stages in this order, and no others.
+func WithOrder(stages ...pb.SamplingStage) GenerateOption {
+	return func(p *params) { p.generation.Sampling.Order = stages }
 }
 
 // WithMaxTokens ends a choice after n tokens, at least 1. Default: the end of the served context.
@@ -158,6 +255,53 @@ func WithNoCache() GenerateOption {
 // WithLogprobs reports the log-probability of each token and of the top most likely ones; top in [0, 20].
 func WithLogprobs(top int) GenerateOption {
 	return func(p *params) { p.generation.Logprobs = p.count("logprobs", top) }
+}
+
+// WithPromptLogprobs reports the same for each of the prompt's tokens but the first; top in [0, 20].
+func WithPromptLogprobs(top int) GenerateOption {
+	return func(p *params) { p.generation.PromptLogprobs = p.count("prompt_logprobs", top) }
+}
+
+// WithMaxDraftTokens limits drafts, which change how fast the output comes and never what it is; n in [0, 16], 0 for none.
+func WithMaxDraftTokens(n int) GenerateOption {
+	return func(p *params) { p.speculation().MaxDraftTokens = p.count("max_draft_tokens", n) }
+}
+
+// WithNgramSize limits the run of last tokens that is looked up for a draft; n in [1, 8].
+func WithNgramSize(n int) GenerateOption {
+	return func(p *params) { p.speculation().NgramSize = p.count("ngram_size", n) }
+}
+
+// WithJSONSchema makes the output JSON that is valid by this schema, which is JSON text itself.
+func WithJSONSchema(schema string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: p.text("json_schema", schema)}})
+	}
+}
+
+// WithRegex makes the output a text that matches this expression as a whole.
+func WithRegex(regex string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: p.text("regex", regex)}})
+	}
+}
+
+// WithGrammar makes the output a text of this grammar, in Lark or GBNF.
+func WithGrammar(grammar string) GenerateOption {
+	return func(p *params) {
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Grammar{Grammar: p.text("grammar", grammar)}})
+	}
+}
+
+// WithOneOf makes the output one of these texts.
+func WithOneOf(texts ...string) GenerateOption {
+	return func(p *params) {
+		choices := &pb.Choices{}
+		for _, text := range texts {
+			choices.Texts = append(choices.Texts, p.text("choices", text))
+		}
+		p.constrain(&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: choices}})
+	}
 }
 
 // WithModel names the model wanted; the error is ErrNotFound when another one is served.

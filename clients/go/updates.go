@@ -84,12 +84,13 @@ func acceptedFromProto(accepted *pb.Accepted) Accepted {
 
 func deltaFromProto(delta *pb.Delta, choice uint32) Delta {
 	return Delta{
-		Choice:    int(choice),
-		Text:      delta.GetText(),
-		TokenIDs:  delta.GetTokenIds(),
-		NumTokens: int(delta.GetNumTokens()),
-		Logprobs:  logprobsFromProto(delta.GetLogprobs()),
-		Section:   sections[delta.GetSection()],
+		Choice:         int(choice),
+		Text:           delta.GetText(),
+		TokenIDs:       delta.GetTokenIds(),
+		NumTokens:      int(delta.GetNumTokens()),
+		Logprobs:       logprobsFromProto(delta.GetLogprobs()),
+		Section:        sections[delta.GetSection()],
+		PromptLogprobs: logprobsFromProto(delta.GetPromptLogprobs()),
 	}
 }
 
@@ -149,7 +150,10 @@ func completionFromProto(response *pb.CompleteResponse) (*Completion, error) {
 	if len(response.GetChoices()) == 0 {
 		return nil, &ProtocolError{"the server sent an answer without a choice"}
 	}
-	result := &Completion{Accepted: acceptedFromProto(response.GetAccepted())}
+	result := &Completion{
+		Accepted:       acceptedFromProto(response.GetAccepted()),
+		PromptLogprobs: logprobsFromProto(response.GetPromptLogprobs()),
+	}
 	for index, choice := range response.GetChoices() {
 		finished, err := finishedFromProto(choice.GetFinished(), uint32(index))
 		if err != nil {

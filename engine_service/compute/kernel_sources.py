@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 _COMMON = ("common.cl", "quantize_row.cl")  # the same whatever is defined
 _PER_VARIANT = ("weight_tile.cl", "cpu/vnni_tile.cl", "kv_block.cl")
+_PARTS = {"sample": ("sampling_row.cl", "sampling_filters.cl")}  # what an operation is made of beside its own file
 _FUSED = "cpu/fused.cl"
 
 _MACRO = re.compile(r"^[ \t]*#define[ \t]+(\w+)", re.MULTILINE)
@@ -36,7 +37,7 @@ class Variant(NamedTuple):
 
 def operation_text(source: str) -> str:
     """The program of one operation, whose defines are given to the compiler."""
-    return "\n".join(map(part, (*_COMMON, *_PER_VARIANT, f"cpu/{source}.cl")))
+    return "\n".join(map(part, (*_COMMON, *_PER_VARIANT, *_PARTS.get(source, ()), f"cpu/{source}.cl")))
 
 
 def fused_text(variants: Sequence[Variant], calls: Sequence[str], max_arguments: int) -> str:

@@ -7,9 +7,12 @@ from typing import Protocol
 import pyopencl as cl
 
 from engine_service.compute.launches import Launch, Program
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.logit_rows import logit_rows
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.step_inputs import StepInputs
-from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
+from engine_service.constraints.mask_threads import MaskRequest, MaskThreads
+from engine_service.scheduling.messages import ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
 
 
@@ -34,32 +37,32 @@ class ModelRunner:
         inputs: StepInputs,
         sampler: Sampler,
         eog_ids: tuple[int, ...],
+        mask_threads: MaskThreads,
     ) -> None:
         self.program, self.device = program, program.library.device
         self.inputs, self._model, self._sampler = inputs, model, sampler
         self.launches, self._eog_ids = block_copies + model.launches, eog_ids
+        self._mask_threads = mask_threads
         self._executable = program.bind(self.launches, inputs.counts)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """The next token of every chunk that samples, in order of chunks. DeviceError where the device fails.
+        """A token for each row of logits of the step, in order of chunks. DeviceError where the device fails.
 
         What the step copies and writes lands in the cache in order, after all that earlier steps wrote.
         """
         size = self.inputs.upload(step.chunks, step.block_copies)
+        constrained = ((chunk.constraint, chunk.draft_ids) for chunk in step.chunks)
+        pending = self._mask_threads.start([MaskRequest(each, tail) for each, tail in constrained if each is not None])
         self._executable.run(size)
-        self._sampler.enqueue(self._model.logits, [self._row(chunk) for chunk in step.chunks if chunk.samples])
+        masks = iter(pending.wait())
+        rows: list[RowParams] = []
+        for chunk in step.chunks:
+            allowed = None if chunk.constraint is None else next(masks)
+            rows += logit_rows(chunk, self._eog_ids, self._sampler.vocab_size, allowed)
+        self._sampler.enqueue(self._model.logits, rows)
         return self._sampler.read()
 
     def close(self) -> None:
         """Waits for the device to be done."""
+        self._mask_threads.close()
         self.device.close()
-
-    def _row(self, chunk: ScheduledChunk) -> RowParams:
-        request, sequence = chunk.sequence.request, chunk.sequence
-        return RowParams(
-            sampling=request.sampling,
-            position=chunk.start + chunk.num_tokens,
-            choice=sequence.choice,
-            banned_ids=request.limits.banned_ids(self._eog_ids, sequence.num_generated),
-            num_logprobs=request.logprobs,
-        )

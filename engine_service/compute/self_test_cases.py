@@ -19,7 +19,8 @@ from engine_service.compute.launches import Launch, Program
 from engine_service.compute.model_kernels import MatmulKind, ModelKernels
 from engine_service.compute.operations import Activations, Operations, QuantisedRows
 from engine_service.compute.quant_layouts import Layout, pack
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.compute.self_test_pages import CachePages
 from engine_service.compute.self_test_reference import Doubles, Floats
 from engine_service.compute.step_inputs import StepInputs, StepLimits
@@ -63,7 +64,8 @@ class SelfTestCases:
         self._chunks = [_chunk(*chunk, islice(block_ids, n)) for chunk, n in zip(chunks, num_blocks, strict=True)]
         self._ends = np.cumsum([count for _, count in chunks])  # of each sequence's rows
         self._num_tokens = int(self._ends[-1])
-        limits = StepLimits(self._num_tokens, len(chunks), max(num_blocks), kernels.block_size)
+        num_seqs = len(chunks)
+        limits = StepLimits(self._num_tokens, num_seqs, num_seqs, max(num_blocks), kernels.block_size)
         self._inputs = StepInputs(self._device, limits)
         self._block_copies = [BlockCopy(i % sum(num_blocks), sum(num_blocks) + i) for i in range(len(chunks))]
         self._size = self._inputs.upload(self._chunks, self._block_copies)
@@ -198,7 +200,7 @@ class SelfTestCases:
         logits = 3 * np.random.default_rng(0).standard_normal((len(_SAMPLINGS), _VOCAB_SIZE), np.float32)
         best = np.argsort(-logits, kind="stable")
         rows = [RowParams(s, 7, i, (int(best[i, 0]),), num_logprobs=5) for i, s in enumerate(_SAMPLINGS)]
-        sampler = Sampler(self._device, self._program.library, _VOCAB_SIZE, len(rows), self._kernels.eog_ids)
+        sampler = Sampler(self._device, self._program.library, _VOCAB_SIZE, len(rows))
         for step in (-logits, logits):  # the first only leaves wrong ids behind, for the same reason as _spoilt
             sampler.enqueue(self._upload(step), rows)
             try:
@@ -296,4 +298,4 @@ def _chunk(start: int, num_tokens: int, block_ids: Iterable[int]) -> ScheduledCh
     )
     sequence = Sequence(request, 0, (0.0, 0, 0), 1, frozenset(), 1)
     sequence.block_table.extend(block_ids)
-    return ScheduledChunk(sequence, start, num_tokens, samples=True)
+    return ScheduledChunk(sequence, start, num_tokens, num_rows=1)

@@ -24,6 +24,7 @@ class StepLimits:
 
     max_tokens: int
     max_seqs: int
+    max_logit_rows: int
     max_blocks_per_seq: int
     block_size: int
 
@@ -49,7 +50,7 @@ class StepInputs:
     Attributes:
         counts: [5] the StepSize
         token_ids, positions, slot_mapping: [max_tokens]
-        logit_rows: [max_seqs] rows whose logits are wanted
+        logit_rows: [max_logit_rows] rows whose logits are wanted
         tiles: [max_tiles][4] index of the sequence in block_tables, first row, number of rows, unused
         block_tables: [max_seqs][max_blocks_per_seq]
         block_copies: [max_seqs][2] source and target block
@@ -71,7 +72,7 @@ class StepInputs:
             "token_ids": (limits.max_tokens,),
             "positions": (limits.max_tokens,),
             "slot_mapping": (limits.max_tokens,),
-            "logit_rows": (limits.max_seqs,),
+            "logit_rows": (limits.max_logit_rows,),
             "tiles": (limits.max_tiles, 4),
             "block_tables": (limits.max_seqs, limits.max_blocks_per_seq),
             "block_copies": (limits.max_seqs, 2),
@@ -89,7 +90,7 @@ class StepInputs:
             start += sizes[name]
 
     def upload(self, chunks: Sequence[ScheduledChunk], block_copies: Sequence[BlockCopy] = ()) -> StepSize:
-        """Fills and uploads the inputs for `chunks`; logits are wanted for the last row of those that sample.
+        """Fills and uploads the inputs for `chunks`; logits are wanted for the last `num_rows` rows of each.
 
         `block_copies` are made before the pass, in any order: at most one for each of max_seqs sequences, and no target
         may be a source or another's target. InternalError where one is.
@@ -105,8 +106,8 @@ class StepInputs:
             for first in range(row, stop, TILE_ROWS):
                 host["tiles"][num_tiles] = index, first, min(TILE_ROWS, stop - first), 0
                 num_tiles += 1
-            if chunk.samples:
-                host["logit_rows"][num_logit_rows] = stop - 1
+            for wanted in range(stop - chunk.num_rows, stop):
+                host["logit_rows"][num_logit_rows] = wanted
                 num_logit_rows += 1
             row = stop
         size = StepSize(row, num_logit_rows, num_tiles, len(block_copies))

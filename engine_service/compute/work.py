@@ -29,7 +29,7 @@ class StepShape(NamedTuple):
         attended = (chunk.num_tokens * chunk.start + chunk.num_tokens * (chunk.num_tokens + 1) // 2 for chunk in chunks)
         return cls(
             num_tokens=sum(chunk.num_tokens for chunk in chunks),
-            num_logit_rows=sum(chunk.samples for chunk in chunks),
+            num_logit_rows=sum(chunk.num_rows for chunk in chunks),
             num_context_tokens=sum(chunk.start + chunk.num_tokens for chunk in chunks),
             num_attended=sum(attended),
         )

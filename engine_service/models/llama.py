@@ -60,7 +60,7 @@ class LlamaModel:
         self._hidden = operations.rows(limits.max_tokens, h.hidden_size, "hidden")
         self._qkv = operations.rows(limits.max_tokens, self._shape.qkv_width, "qkv")
         self._gate_up = operations.rows(limits.max_tokens, 2 * h.ffn_size, "gate_up")
-        self.logits = operations.rows(limits.max_seqs, h.vocab_size, "logits")
+        self.logits = operations.rows(limits.max_logit_rows, h.vocab_size, "logits")
         self.launches = operations.gather(embedding, self._hidden)
         self._inputs: dict[tuple[str, bool, bool], Activations] = {}
         for index in range(h.num_layers):
@@ -101,7 +101,7 @@ class LlamaModel:
 
     def _head(self, norm: cl.Buffer, head: Matrix) -> list[Launch]:
         op, h = self._operations, self._h
-        normed = op.activations(self._limits.max_seqs, h.hidden_size, [head], "head_input")
+        normed = op.activations(self._limits.max_logit_rows, h.hidden_size, [head], "head_input")
         launches = op.rms_norm(self._hidden, norm, h.rms_norm_eps, normed, only_logit_rows=True)
         return launches + op.matmul(head, normed, self.logits, y_stride=h.vocab_size, only_logit_rows=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.messages import SchedulerConfig
+from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.sequence import Request, Sequence
 from service_common.errors import OutOfRangeError
 
@@ -34,9 +35,18 @@ class Admission:
                 max_tokens=max_tokens,
                 end_token_ids=end_token_ids,
                 credit=max_tokens if request.initial_credit is None else request.initial_credit,
+                max_draft_tokens=self._max_draft_tokens(request),
+                constraint=None if request.grammar is None else request.grammar.start(),
+                sampling_state=SamplingState.of(request.sampling, request.prompt_ids),
             )
             for choice in range(request.num_choices)
         )
+
+    def _max_draft_tokens(self, request: Request) -> int:
+        if request.sampling.mirostat is not None:
+            return 0  # what one token leaves of its mu is known only when the step has run
+        wanted = request.speculation.max_draft_tokens
+        return self._config.max_draft_tokens if wanted is None else wanted
 
     def _max_tokens(self, request: Request) -> int:
         num_prompt_tokens, context_length = len(request.prompt_ids), self._config.context_length

@@ -236,7 +236,7 @@ class BlockManager:
             raise IntegrityError("a sequence without a block table has a place in the prefix cache, or a copy to come")
 
     def _find_reuse(self, sequence: Sequence) -> Reuse:
-        salt = sequence.request.cache_salt
+        salt = sequence.cache_salt
         if salt is None:
             return Reuse(None, [], None, 0)
         match = self._cache.find(salt, sequence.token_ids(0, sequence.num_tokens - 1))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from engine_service.scheduling.constraint import Constraint
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sequence import FinishReason, Sequence, SequenceState
+from engine_service.scheduling.speculation import MAX_DRAFT_TOKENS
 from service_common.errors import ConfigError, RequestError
 
 _COUNTS = (
@@ -32,6 +34,8 @@ class SchedulerConfig:
     context_length: int  # prompt and generated tokens of a sequence
     max_num_batched_tokens: int = 512  # tokens of a step
     max_num_seqs: int = 64  # sequences of a step
+    num_spare_rows: int = 32  # rows of logits of a step beyond one for each sequence: for drafts, prompt_logprobs
+    max_draft_tokens: int = 0  # of a draft, where the request does not say
     max_prefill_chunk: int = 512  # prefill tokens of one sequence in a step
     max_step_stretch: float = 1.7  # a step with prefill may take so many times what its decode tokens alone would take
     min_prefill_tokens: int = 4  # that a step may hold all the same
@@ -46,6 +50,11 @@ class SchedulerConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_spare_rows < 0:
+            raise ConfigError(f"num_spare_rows is {self.num_spare_rows}; it must not be negative")
+        if not 0 <= self.max_draft_tokens <= MAX_DRAFT_TOKENS:
+            limit = f"must be between 0 and {MAX_DRAFT_TOKENS}"
+            raise ConfigError(f"max_draft_tokens is {self.max_draft_tokens}; it {limit}")
         for name in _DURATIONS:
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
@@ -62,18 +71,31 @@ class SchedulerConfig:
                 f"{self.context_length}, or the longest prompts could never be queued"
             )
 
+    @property
+    def max_logit_rows(self) -> int:
+        """Rows of logits of a step; each takes 8 bytes of the device's memory for every token of the vocabulary."""
+        return min(self.max_num_batched_tokens, self.max_num_seqs + self.num_spare_rows)
+
 
 class ScheduledChunk(NamedTuple):
-    """Tokens of one sequence in a step: its known tokens at the positions [start, start + num_tokens)."""
+    """Tokens of one sequence in a step, at the positions [start, start + num_tokens): known ones, and then a draft."""
 
     sequence: Sequence
     start: int
     num_tokens: int
-    samples: bool  # whether the chunk ends with the newest known token, so that its last row gives the next one
+    num_rows: int  # of its last tokens, those whose logits are wanted
+    draft_ids: tuple[int, ...] = ()  # guesses of what follows the newest known token
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the tokens that its rows give have to match, if they are of the output and it has a constraint."""
+        gives_output = self.num_rows > 0 and self.start + self.num_tokens >= self.sequence.num_prompt_tokens
+        return self.sequence.constraint if gives_output else None
 
     def token_ids(self) -> tuple[int, ...]:
         """The tokens to feed; O(num_tokens)."""
-        return self.sequence.token_ids(self.start, self.start + self.num_tokens)
+        stop = self.start + self.num_tokens - len(self.draft_ids)
+        return self.sequence.token_ids(self.start, stop) + self.draft_ids
 
 
 class BlockCopy(NamedTuple):
@@ -85,7 +107,7 @@ class BlockCopy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The work of one forward pass: decode chunks of one token first, then prefill chunks, each in order of rank.
+    """The work of one forward pass: decode chunks first, of one token and its draft, then prefill chunks, by rank.
 
     `block_copies` come before the pass. No block is the target of two, and none is both source and target, so their
     order does not matter; a source may be written by the pass itself.
@@ -93,9 +115,10 @@ class ScheduledStep:
 
     chunks: list[ScheduledChunk]
     num_tokens: int
-    num_samples: int
+    num_rows: int
     block_copies: tuple[BlockCopy, ...] = ()
     num_decodes: int = 0
+    num_drafted: int = 0  # draft tokens of all decode chunks
 
 
 class TokenEvent(NamedTuple):
@@ -106,6 +129,14 @@ class TokenEvent(NamedTuple):
     token: SampledToken
 
 
+class PromptLogprobsEvent(NamedTuple):
+    """The next tokens of a prompt, beginning with its second, with their log-probabilities: before any TokenEvent."""
+
+    request_id: int
+    choice: int
+    tokens: tuple[SampledToken, ...]
+
+
 class Usage(NamedTuple):
     """Token counts of a choice."""
 
@@ -113,13 +144,22 @@ class Usage(NamedTuple):
     cached_tokens: int  # of the prompt, not computed when the choice started: cached, or shared with another choice
     generated_tokens: int
     delivered_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
 
     @classmethod
     def of(cls, sequence: Sequence, num_delivered: int | None) -> Usage:
         """The counts of a sequence that ends; None stands for all that was generated."""
         generated = sequence.num_generated
         delivered = generated if num_delivered is None else num_delivered
-        return cls(sequence.num_prompt_tokens, sequence.num_cached, generated, delivered)
+        return cls(
+            prompt_tokens=sequence.num_prompt_tokens,
+            cached_tokens=sequence.num_cached,
+            generated_tokens=generated,
+            delivered_tokens=delivered,
+            drafted_tokens=sequence.num_drafted,
+            accepted_tokens=sequence.num_accepted,
+        )
 
 
 class Timings(NamedTuple):
@@ -153,7 +193,7 @@ class FinishedEvent(NamedTuple):
     timings: Timings
 
 
-Event = TokenEvent | FinishedEvent
+Event = PromptLogprobsEvent | TokenEvent | FinishedEvent
 
 
 class RequestInfo(NamedTuple):

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 
 class SampledToken(NamedTuple):
-    """A chosen token; `logprob` (None if not asked for) and `top`, (id, logprob) best first, are of the raw logits."""
+    """A chosen token; `logprob` (None if not asked for) and `top`, (id, logprob) best first, are of the raw logits.
+
+    `surprise`, in 2⁻¹⁴ bits, is that among the tokens it was drawn from; 0 where mirostat does not ask for it.
+    """
 
     token_id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    surprise: int = 0

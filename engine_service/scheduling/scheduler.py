@@ -3,8 +3,9 @@
     step = scheduler.schedule()
     events = scheduler.update(step, runner.run(step))
 
-A step holds the newest token of every running sequence and, in what is left of its token budget, prefill chunks; beside
-decode tokens no more of them than keeps the step short (`prefill_budget`). Who is admitted next, and why nothing
+A step holds the newest token of every running sequence, with guesses of what follows where there are (`drafter`), and,
+in what is left of its token budget, prefill chunks; beside decode tokens no more of them than keeps the step short
+(`prefill_budget`). Who is admitted next, and why nothing
 starves, see `waiting_queue`. When blocks run out a sequence is preempted, to be computed again later as far as the
 prefix cache has not kept it: paused ones first, then the last in rank, which is arrival less a head start for priority.
 Ranks never change, so of two sequences always the same one gives way: the youngest of the lowest priority, where
@@ -18,20 +19,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from itertools import takewhile
+from itertools import islice, zip_longest
 
 from engine_service.scheduling.admission import Admission
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_pool import IntegrityError
+from engine_service.scheduling.drafter import Drafter
+from engine_service.scheduling.endings import Endings
 from engine_service.scheduling.messages import (
     Event,
     FinishedEvent,
+    PromptLogprobsEvent,
     RequestInfo,
+    ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
-    Timings,
     TokenEvent,
-    Usage,
 )
 from engine_service.scheduling.prefill_budget import PrefillBudget
 from engine_service.scheduling.queue_limits import QueueLimits
@@ -41,7 +44,7 @@ from engine_service.scheduling.sequence import FinishReason, Request, Sequence, 
 from engine_service.scheduling.sequence_queues import SequenceQueues
 from engine_service.scheduling.stats import SchedulerStats
 from engine_service.scheduling.step_planner import StepPlanner
-from service_common.errors import InternalError, InvalidArgumentError, RequestError, ResourceExhaustedError
+from service_common.errors import InternalError, InvalidArgumentError, RequestError
 
 __all__ = ["FinishedEvent", "Scheduler", "SchedulerConfig", "TokenEvent"]
 
@@ -60,8 +63,12 @@ class Scheduler:
         block_manager: BlockManager,
         clock: Callable[[], float] = time.monotonic,
         eog_token_ids: frozenset[int] = frozenset(),
+        drafter: Drafter | None = None,
     ) -> None:
-        """`clock` gives seconds and never goes back; `eog_token_ids` end a sequence unless it ignores them."""
+        """`clock` gives seconds and never goes back; `eog_token_ids` end a sequence unless it ignores them.
+
+        `drafter` makes the drafts; None stands for one that looks them up in what came before.
+        """
         self._config = config
         self._blocks = block_manager
         self._clock = clock
@@ -70,11 +77,16 @@ class Scheduler:
         self._requests = RequestTable(self.queue_limits)
         self._queues = SequenceQueues(block_manager)
         self._prefill_budget = PrefillBudget(config.max_step_stretch, config.min_prefill_tokens)
-        self._planner = StepPlanner(config, block_manager, self._queues, self._requests, self._prefill_budget)
+        self._drafter = Drafter() if drafter is None else drafter
         self._events: list[Event] = []
+        self._endings = Endings(config, self._queues, self._requests, self._drafter, self._events)
+        self._planner = StepPlanner(
+            config, block_manager, self._queues, self._requests, self._prefill_budget, self._drafter
+        )
         self._in_flight: ScheduledStep | None = None
         self._step_started = 0.0
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self._num_drafted = self._num_accepted = 0
 
     def add(self, request: Request) -> None:
         """Takes in a request, its choices QUEUED.
@@ -96,11 +108,11 @@ class Scheduler:
 
     def cancel(self, request_id: int) -> bool:
         """Ends all choices with CANCELLED. False, and nothing happens, where the request is not live."""
-        return self._finish_request(request_id, FinishReason.CANCELLED, self._clock())
+        return self._endings.finish_request(request_id, FinishReason.CANCELLED, self._clock())
 
     def abort(self, request_id: int, error: RequestError) -> bool:
         """Ends all choices with ERROR. False, and nothing happens, where the request is not live."""
-        return self._finish_request(request_id, FinishReason.ERROR, self._clock(), error)
+        return self._endings.finish_request(request_id, FinishReason.ERROR, self._clock(), error)
 
     def grant(self, request_id: int, tokens: int) -> bool:
         """Lets each choice generate `tokens` more. False, and nothing happens, where the request is not live."""
@@ -129,11 +141,11 @@ class Scheduler:
             return False
         now = self._clock()
         if 0 <= num_delivered <= sequence.num_generated:
-            self._finish(sequence, FinishReason.STOP, now, num_delivered=num_delivered)
+            self._endings.finish(sequence, FinishReason.STOP, now, num_delivered=num_delivered)
         else:
             limit = f"the choice has generated {sequence.num_generated} tokens"
             error = InvalidArgumentError("stop.num_delivered_tokens", num_delivered, limit)
-            self._finish(sequence, FinishReason.ERROR, now, error=error)
+            self._endings.finish(sequence, FinishReason.ERROR, now, error=error)
         return True
 
     def schedule(self) -> ScheduledStep | None:
@@ -144,39 +156,29 @@ class Scheduler:
         if self._in_flight is not None:
             raise InternalError("a step is in flight; update or fail comes first", reason="STEP_IN_FLIGHT")
         now = self._clock()
-        self._expire(now)
+        self._endings.expire(now)
         self._in_flight = self._planner.plan(now)
         self._step_started = now
         return self._in_flight
 
     def update(self, step: ScheduledStep, sampled_tokens: SequenceOf[SampledToken]) -> list[Event]:
-        """Takes in the results of the step in flight: one token per chunk that samples, in order of chunks.
+        """Takes in the results of the step in flight: one token per row of logits, in order of chunks.
 
         Tokens of sequences that ended meanwhile are dropped. Returns all events since the last time.
         """
-        if len(sampled_tokens) != step.num_samples:
-            message = f"the step samples {step.num_samples} tokens and {len(sampled_tokens)} came back"
+        if len(sampled_tokens) != step.num_rows:
+            message = f"the step has {step.num_rows} rows of logits and {len(sampled_tokens)} tokens came back"
             raise InternalError(message, reason="SAMPLED_TOKENS")
         self._land(step)
         self._blocks.finish_copies()
         now = self._clock()
-        self._prefill_budget.observe(step.num_decodes, step.num_tokens - step.num_decodes, now - self._step_started)
-        block_size, accept = self._blocks.block_size, self._accept
+        num_decode_tokens = step.num_decodes + step.num_drafted
+        self._prefill_budget.observe(num_decode_tokens, step.num_tokens - num_decode_tokens, now - self._step_started)
         tokens = iter(sampled_tokens)
-        for sequence, _, num_tokens, samples in step.chunks:
-            token = next(tokens) if samples else None
-            state = sequence.state
-            if state is _FINISHED:
-                continue
-            sequence.num_computed += num_tokens
-            if sequence.num_computed % block_size < num_tokens:
-                self._blocks.commit(sequence)
-            if state is _PREFILL:
-                self._num_prompt_tokens += num_tokens
-                if token is not None:
-                    self._end_prefill(sequence, now)
-            if token is not None:
-                accept(sequence, token, now)
+        for chunk in step.chunks:
+            chunk_tokens = list(islice(tokens, chunk.num_rows))
+            if chunk.sequence.state is not _FINISHED:
+                self._take_in(chunk, chunk_tokens, now)
         return self.take_events()
 
     def fail(self, step: ScheduledStep, error: RequestError) -> list[Event]:
@@ -185,13 +187,14 @@ class Scheduler:
         now = self._clock()
         for chunk in step.chunks:
             if chunk.sequence.state is not _FINISHED:
-                self._finish(chunk.sequence, FinishReason.ERROR, now, error=error)
+                self._endings.finish(chunk.sequence, FinishReason.ERROR, now, error=error)
         self._blocks.finish_copies()
         return self.take_events()
 
     def take_events(self) -> list[Event]:
         """All events since the last time."""
-        events, self._events = self._events, []
+        events = list(self._events)
+        self._events.clear()
         return events
 
     @property
@@ -216,6 +219,8 @@ class Scheduler:
             prompt_tokens=self._num_prompt_tokens,
             generation_tokens=self._num_generated_tokens,
             num_preemptions=self._queues.num_preemptions,
+            drafted_tokens=self._num_drafted,
+            accepted_tokens=self._num_accepted,
             blocks=self._blocks.stats(),
         )
 
@@ -231,12 +236,61 @@ class Scheduler:
         num_live = sum(live.num_live for live in self._requests)
         if num_live != len(self._queues):
             raise IntegrityError(f"{num_live} choices are live, and {len(self._queues)} are in a queue")
+        if len(self._drafter) > num_live:
+            raise IntegrityError(f"{num_live} choices are live, and {len(self._drafter)} have drafts")
 
     def _land(self, step: ScheduledStep) -> None:
         if step is not self._in_flight:
             raise InternalError("this step is not the one in flight", reason="STEP_NOT_IN_FLIGHT")
         self._in_flight = None
         self._num_steps += 1
+
+    def _take_in(self, chunk: ScheduledChunk, tokens: list[SampledToken], now: float) -> None:
+        sequence, draft_ids = chunk.sequence, chunk.draft_ids
+        num_known = chunk.num_tokens - len(draft_ids)
+        self._advance(sequence, num_known)
+        if sequence.state is _PREFILL:
+            self._num_prompt_tokens += num_known
+            tokens = self._score(sequence, tokens)
+            if tokens:
+                self._end_prefill(sequence, now)
+        if draft_ids:
+            self._verify(sequence, draft_ids, tokens, now)
+        elif tokens:
+            self._accept(sequence, tokens[0], now)
+
+    def _score(self, sequence: Sequence, tokens: list[SampledToken]) -> list[SampledToken]:
+        """Reports those of `tokens` that are the prompt's own, with their log-probabilities; returns the others."""
+        num_scores = min(len(tokens), sequence.num_prompt_tokens - sequence.num_scored)
+        if num_scores:
+            sequence.num_scored += num_scores
+            self._events.append(PromptLogprobsEvent(*sequence.id, tuple(tokens[:num_scores])))
+        return tokens[num_scores:]
+
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """K and V of so many more known tokens are in the sequence's blocks; whole blocks go into the prefix cache."""
+        sequence.num_computed += num_tokens
+        if sequence.num_computed % self._blocks.block_size < num_tokens:
+            self._blocks.commit(sequence)
+
+    def _verify(self, sequence: Sequence, draft_ids: tuple[int, ...], tokens: list[SampledToken], now: float) -> None:
+        """Takes in the token sampled after the newest one, and while it is the draft's the one sampled after that.
+
+        So a token of the draft counts as computed once it is known; what was written behind those is never read.
+        """
+        num_accepted = 0
+        sequence.num_drafted += len(draft_ids)
+        self._num_drafted += len(draft_ids)
+        for token, draft_id in zip_longest(tokens, draft_ids):
+            is_accepted = token.token_id == draft_id
+            num_accepted += is_accepted
+            sequence.num_accepted += is_accepted
+            self._accept(sequence, token, now)
+            if not is_accepted or sequence.state is not _DECODE:
+                break
+            self._advance(sequence, 1)
+        self._num_accepted += num_accepted
+        self._drafter.observe(sequence, len(draft_ids), num_accepted)
 
     def _end_prefill(self, sequence: Sequence, now: float) -> None:
         """All known tokens are computed: the next one can be taken in, and other choices can go on from the prompt."""
@@ -247,54 +301,26 @@ class Scheduler:
 
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> None:
         """Appends a sampled token and ends or pauses the sequence where it must."""
+        constraint = sequence.constraint
+        if constraint is not None and constraint.error is not None:
+            self._endings.finish(sequence, FinishReason.ERROR, now, error=constraint.error)
+            return
         sequence.last_token_at = now
         sequence.credit -= 1
         self._num_generated_tokens += 1
         token_id, generated_ids = token.token_id, sequence.generated_ids
         ends = token_id in sequence.end_token_ids and sequence.ends_with(token_id)
         generated_ids.append(token_id)
+        if sequence.sampling_state is not None:
+            sequence.sampling_state.accept(token)
         if ends:
-            self._finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
+            self._endings.finish(sequence, FinishReason.STOP, now, stop_token_id=token_id)
             return
         self._events.append(TokenEvent(sequence.request.id, sequence.choice, token))
-        if len(generated_ids) == sequence.max_tokens:
-            self._finish(sequence, FinishReason.LENGTH, now)
+        if constraint is not None and not constraint.accept(token_id):
+            reason = FinishReason.STOP if constraint.error is None else FinishReason.ERROR
+            self._endings.finish(sequence, reason, now, error=constraint.error)
+        elif len(generated_ids) == sequence.max_tokens:
+            self._endings.finish(sequence, FinishReason.LENGTH, now)
         elif not sequence.credit:
             self._queues.pause(sequence, now)
-
-    def _expire(self, now: float) -> None:
-        for request_id in self._requests.expired(now):
-            self._finish_request(request_id, FinishReason.DEADLINE, now)
-        timeout = self._config.pause_timeout_seconds
-        too_long = takewhile(lambda entry: entry[1] + timeout <= now, self._queues.out_of_credit.items())
-        for sequence, since in list(too_long):
-            message = f"no credit for {now - since:.3g} s; the limit is {timeout:g} s"
-            self._finish(sequence, FinishReason.ERROR, now, error=ResourceExhaustedError(message, reason="NO_CREDIT"))
-
-    def _finish_request(
-        self, request_id: int, reason: FinishReason, now: float, error: RequestError | None = None
-    ) -> bool:
-        live = self._requests.get(request_id)
-        if live is None:
-            return False
-        for sequence in live.sequences:
-            if sequence.state is not _FINISHED:
-                self._finish(sequence, reason, now, error=error)
-        return True
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        now: float,
-        *,
-        stop_token_id: int | None = None,
-        num_delivered: int | None = None,
-        error: RequestError | None = None,
-    ) -> None:
-        """Ends a live sequence: frees its blocks, tells so once, and lets go of the request after its last choice."""
-        self._queues.discard(sequence)
-        request_id, choice = sequence.id
-        usage, timings = Usage.of(sequence, num_delivered), Timings.of(sequence, now)
-        self._events.append(FinishedEvent(request_id, choice, reason, stop_token_id, error, usage, timings))
-        self._requests.mark_finished(request_id)

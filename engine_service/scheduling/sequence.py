@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final, NamedTuple
 
+from engine_service.scheduling.constraint import Constraint, Grammar
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.sampling_state import SamplingState
+from engine_service.scheduling.speculation import SERVER_DEFAULT, Speculation
 from service_common.errors import InternalError, InvalidArgumentError
 
 MAX_CHOICES = 16
@@ -32,7 +35,7 @@ class SequenceState(Enum):
 
     QUEUED = "queued"  # no step yet; no blocks
     PREFILL = "prefill"  # known tokens are being computed; holds blocks for all of them
-    DECODE = "decode"  # all known tokens but the newest are computed; one token a step
+    DECODE = "decode"  # all known tokens but the newest are computed; one token a step, and drafts
     PAUSED = "paused"  # as DECODE, but without credit: takes part in no step
     PREEMPTED = "preempted"  # its blocks were taken away: computes all known tokens again
     FINISHED = "finished"  # holds nothing
@@ -81,8 +84,11 @@ class Request:
     """What was asked for; never changes.
 
     `id` is unique in the engine's life. `arrival` and `deadline` are seconds of the scheduler's clock. `initial_credit`
-    is the number of tokens that each choice may generate before a grant; None stands for max_tokens. Requests of one
+    is the number of tokens that each choice may generate before a grant; None stands for max_tokens. `logprobs` and
+    `prompt_logprobs` count the most likely tokens to report beside each generated one, or each of the prompt's but the
+    first, in choice 0; None reports nothing. Requests of one
     `stream_id` share its turns. They share cached K and V only under the same `cache_salt`, and none where it is None.
+    `grammar` is what each choice's output has to match.
     """
 
     id: int
@@ -95,8 +101,11 @@ class Request:
     priority: int = 0
     initial_credit: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stream_id: Hashable = 0
     cache_salt: Hashable | None = ""
+    speculation: Speculation = SERVER_DEFAULT
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -124,10 +133,16 @@ class Sequence:
     max_tokens: int  # clamped to the context
     end_token_ids: frozenset[int]
     credit: int  # tokens that may still be generated
+    max_draft_tokens: int = 0  # of a draft; 0: none are made
+    constraint: Constraint | None = None
+    sampling_state: SamplingState | None = None  # None where only the row of logits matters
     id: SequenceId = field(init=False)
     state: SequenceState = SequenceState.QUEUED
     generated_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_scored: int = 0  # prompt tokens whose log-probability is known, or not asked for
+    num_drafted: int = 0  # draft tokens that were verified
+    num_accepted: int = 0  # those of them that were sampled as well
     num_cached: int = 0  # prompt tokens that did not have to be computed when it first started
     block_table: array[int] = field(default_factory=lambda: array("i"))
     first_scheduled_at: float | None = None
@@ -136,6 +151,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.id = SequenceId(self.request.id, self.choice)
+        has_scores = self.request.prompt_logprobs is not None and self.choice == 0
+        self.num_scored = 1 if has_scores else self.num_prompt_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -143,9 +160,24 @@ class Sequence:
         return len(self.request.prompt_ids)
 
     @property
+    def cache_salt(self) -> str | None:
+        """The request's; None, for no prefix cache, while prompt tokens have no score: what is cached has no logits."""
+        return None if self.num_scored < self.num_prompt_tokens else self.request.cache_salt
+
+    @property
+    def first_row(self) -> int:
+        """Position from which on logits are wanted: of the token before the first without a score, else the newest."""
+        return (self.num_scored if self.num_scored < self.num_prompt_tokens else self.num_tokens) - 1
+
+    @property
     def num_generated(self) -> int:
         """Tokens sampled so far, a stop token included."""
         return len(self.generated_ids)
+
+    @property
+    def num_allowed(self) -> int:
+        """Tokens that may be sampled now: as many as credit and max_tokens allow."""
+        return min(self.credit, self.max_tokens - len(self.generated_ids))
 
     @property
     def num_tokens(self) -> int:
@@ -162,8 +194,11 @@ class Sequence:
         return generated_ids if start >= split else prompt_ids[start:] + generated_ids
 
     def ends_with(self, token_id: int) -> bool:
-        """Whether `token_id`, sampled next, ends the sequence."""
-        return token_id in self.end_token_ids and len(self.generated_ids) >= self.request.limits.min_tokens
+        """Whether `token_id`, sampled next, ends the sequence. Below min_tokens a constraint gives such a token only
+        where it allows no other."""
+        if token_id not in self.end_token_ids:
+            return False
+        return self.constraint is not None or len(self.generated_ids) >= self.request.limits.min_tokens
 
     def transition(self, new: SequenceState) -> None:
         """Changes `state`. IllegalTransitionError names both states where TRANSITIONS has no such arrow."""

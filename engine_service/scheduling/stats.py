@@ -43,4 +43,6 @@ class SchedulerStats:
     prompt_tokens: int  # computed in prefill, what is computed again after preemption included
     generation_tokens: int
     num_preemptions: int
+    drafted_tokens: int
+    accepted_tokens: int
     blocks: BlockStats

@@ -1,215 +1,35 @@
 // Chooses one token per row of logits: docs/numerics.md section 10.
 //
-// logits     [rows][vocab_size] f32. Unchanged afterwards; banned entries are -infinity while the row is worked on.
-// params     [rows] row_params: how to choose.
-// weights    [rows][vocab_size rounded up to 8] f32, scratch. A weight is an integer in 0..2^31 and exact in f32, since it is
-//            2^31 times an f32 of at most 1; positive floats order like their bits, which the radix select uses.
-// token_ids  [rows] int32: the chosen tokens.
-// reports    [rows] row_report: written where num_logprobs >= 0.
+// logits       [rows][vocab_size] f32.
+// params       [rows] row_params: how to choose.
+// adjustments  [their number in all] adjustment: what the host makes of a row's history.
+// weights      [rows][vocab_size rounded up to 8] f32, scratch: changed logits, later weights. A weight is an integer in 0..2^31
+//              and exact in f32, since it is 2^31 times an f32 of at most 1; positive floats order like their bits, which the
+//              radix select uses.
+// masks        [rows that have one][(vocab_size + 31) / 32] uint: bit i % 32 of word i / 32 allows token i; bits beyond are 0.
+// token_ids    [rows] int32: the chosen tokens.
+// reports      [rows] row_report: written where num_logprobs >= 0; of mirostat's rows, `surprise`.
 //
-// A work-item does one row. Filters set what they drop to weight 0. All sums are exact, so lanes may add in any order. Logits
-// that are NaN have weight 0; where the largest logit is not finite, the token is the lowest id that has it, or 0.
-//
-// MAX_BANNED_IDS   length of row_params.banned_ids
-// MAX_LOGPROBS     length of row_report.top_ids
-// ROW_PARAMS_BYTES, ROW_REPORT_BYTES   what the host takes for the sizes of the two structs
+// A work-item does one row. Sums of weights are exact, so lanes may add in any order. Logits that are NaN have weight 0; where
+// the largest logit is not finite, the token is the lowest id that has it, or the lowest allowed id.
 
-// Mirrored by row_params_dtype in engine_service/compute/sampler.py.
+// A row on its way through the stages.
 typedef struct {
-  int is_greedy;              // take the largest logit; nothing below but the bans and num_logprobs is read
-  float inverse_temperature;  // > 0
-  uint top_k;                 // 0: off
-  uint top_p_weight;          // ceil(top_p * 2^31); 2^31: off
-  uint min_p_weight;          // ceil(min_p * 2^31); 0: off
-  uint seed_low, seed_high;
-  uint position, choice;      // counter of the draw
-  int num_logprobs;           // top logits to report; 0: the chosen one alone, -1: no report
-  int num_banned;
-  int banned_ids[MAX_BANNED_IDS];
-} row_params;
+  __global const row_params *params;
+  __global const float *raw;
+  __global const adjustment *adjustments;
+  __global const uint *mask;  // 0: none
+  __global float *scratch;
+  int n;
+  __global const float *logits;  // `raw` or, once something has changed, `scratch`
+  float scale;                   // what the logits are still to be multiplied with
+  ulong sum;                     // of the weights in `scratch`; 0 while there are none
+  float best;                    // the largest of them
+} row_state;
 
-// Mirrored by ROW_REPORT in engine_service/compute/sampler.py. All of it is over the raw row: nothing banned, temperature 1.
-typedef struct {
-  ulong weight_sum;     // S of section 10
-  float largest_logit;  // M of section 10
-  float chosen_logit;
-  int top_ids[MAX_LOGPROBS];  // best first, ties by lowest id
-  float top_logits[MAX_LOGPROBS];
-} row_report;
-
-typedef char row_params_size_matches_the_host[sizeof(row_params) == ROW_PARAMS_BYTES ? 1 : -1];
-typedef char row_report_size_matches_the_host[sizeof(row_report) == ROW_REPORT_BYTES ? 1 : -1];
-
-#define ONE 2147483648.0f  // the weight of the largest logit
-#define TOP_P_OFF 0x80000000u
-#define SUM_BLOCK 512  // weights summed at a time when looking for the drawn token
-
-// A positive weight's key, its bits above those of 1.0f, has KEY_BITS bits: 5 of the exponent, 23 of the fraction.
-#define KEY_BITS 28
-#define KEY_ZERO 0x3F800000
-#define FIRST_DIGIT_BITS 10
-#define NEXT_DIGIT_BITS 9
-
-#ifdef CLF_AVX2
-// Bit l is set where lane l of a comparison holds.
-inline int lane_bits(int8 holds) { return __builtin_ia32_movmskps256(__builtin_astype(holds, clf_m256)); }
-
-// Round to nearest even, any magnitude.
-inline v8f round_even8(v8f x) { return __builtin_astype(__builtin_ia32_roundps256(CLF_M256(x), 0), float8); }
-
-// Exact for integers in 0..2^31: the conversion answers 0x80000000 for what does not fit int32, and 2^31 is just that.
-inline uint8 to_uint8(v8f x) { return __builtin_astype(__builtin_ia32_cvtps2dq256(CLF_M256(x)), uint8); }
-#else
-inline int lane_bits(int8 holds) {
-  int8 bit = holds & (int8)(1, 2, 4, 8, 16, 32, 64, 128);
-  int4 a = bit.lo | bit.hi;
-  int2 b = a.lo | a.hi;
-  return b.x | b.y;
-}
-inline v8f round_even8(v8f x) { return rint(x); }
-inline uint8 to_uint8(v8f x) { return convert_uint8(x); }
-#endif
-
-inline v8f where8(int8 holds, v8f x) { return as_float8(as_int8(x) & holds); }
-
-inline int lowest_lane(int bits) { return popcount((bits & -bits) - 1); }
-
-// Eight logits from `i` on; beyond the end of the row, -infinity.
-inline v8f load_logits(__global const float *row, int n, int i) {
-  if (i + 8 <= n) return clf_load8(row + i);
-  float tail[8];
-  for (int l = 0; l < 8; ++l) tail[l] = i + l < n ? row[i + l] : -INFINITY;
-  return clf_load8(tail);
-}
-
-inline ulong4 add_weights(ulong4 sums, v8f weights) {
-  ulong4 pairs = as_ulong4(to_uint8(weights));
-  return sums + (pairs & 0xFFFFFFFFul) + (pairs >> 32);
-}
-
-// Exact; by way of uint, since a direct conversion to ulong takes a branch.
-inline ulong to_ulong(float weight) { return (uint)weight; }
-
-inline ulong lane_sum(ulong4 s) { return s.x + s.y + s.z + s.w; }
-
-// The id of the largest logit, ties by lowest id; 0 where all are -infinity or NaN. `*largest` is that logit.
-int argmax(__global const float *row, int n, float *largest) {
-  v8f best[2] = {(v8f)(-INFINITY), (v8f)(-INFINITY)};
-  int8 at[2] = {(int8)(0), (int8)(8)};
-  for (int i = 0; i < n; i += 16)
-    for (int h = 0; h < 2; ++h) {  // two chains of dependent comparisons instead of one
-      v8f x = load_logits(row, n, i + 8 * h);
-      int8 better = x > best[h];
-      best[h] = better ? x : best[h];
-      at[h] = better ? (int8)(i + 8 * h) : at[h];
-    }
-  float lane_best[16];
-  int lane_at[16];
-  clf_store8(lane_best, best[0]);
-  clf_store8(lane_best + 8, best[1]);
-  vstore8(at[0], 0, lane_at);
-  vstore8(at[1], 1, lane_at);
-  int id = lane_at[0];
-  *largest = lane_best[0];
-  for (int l = 1; l < 16; ++l) {
-    int candidate = lane_at[l] + l % 8;
-    if (lane_best[l] > *largest || (lane_best[l] == *largest && candidate < id)) {
-      *largest = lane_best[l];
-      id = candidate;
-    }
-  }
-  return id;
-}
-
-// Writes the weights of a row whose largest logit is finite; returns their sum.
-ulong weigh(__global const float *row, int n, float largest, float inverse_temperature, __global float *weights) {
-  ulong4 sums = (ulong4)(0);
-  for (int i = 0; i < n; i += 8) {
-    v8f x = (load_logits(row, n, i) - largest) * inverse_temperature;
-    int8 counts = x > -23.0f;  // exp(-23) * 2^31 = 0.22 rounds to 0; false for NaN
-    v8f w = (v8f)(0.0f);
-    if (lane_bits(counts)) {
-      w = where8(counts, round_even8(clf_exp8(x) * ONE));
-      sums = add_weights(sums, w);
-    }
-    clf_store8(weights + i, w);
-  }
-  return lane_sum(sums);
-}
-
-// The last member of a prefix of the order "larger weight first, then lower id".
-typedef struct {
-  float weight;
-  uint num_ties;  // members of the prefix that have this weight
-} prefix_end;
-
-// Adds up, per digit, the positive weights whose key has `prefix` above bit `high`; the digit is bits shift..high-1.
-void histogram(__global const float *weights, int n, uint prefix, int high, int shift, bool count, ulong *bins) {
-  uint mask = (1u << (high - shift)) - 1;
-  for (uint b = 0; b <= mask; ++b) bins[b] = 0;
-  for (int i = 0; i < n; i += 8) {
-    int8 keys = as_int8(clf_load8(weights + i)) - KEY_ZERO;  // negative for weight 0
-    for (int m = lane_bits(keys >> high == (int8)(prefix)); m; m &= m - 1) {
-      float w = weights[i + lowest_lane(m)];
-      bins[((as_uint(w) - KEY_ZERO) >> shift) & mask] += count ? 1 : to_ulong(w);
-    }
-  }
-}
-
-// The shortest prefix whose number of weights (`count`) or sum of weights reaches `need` > 0, by radix select over the keys;
-// weight 0 stands for all, where no prefix does.
-prefix_end find_prefix(__global const float *weights, int n, ulong need, bool count) {
-  ulong bins[1 << FIRST_DIGIT_BITS];
-  uint prefix = 0;
-  int high = KEY_BITS;
-  for (int shift = KEY_BITS - FIRST_DIGIT_BITS; shift >= 0; shift -= NEXT_DIGIT_BITS) {
-    histogram(weights, n, prefix, high, shift, count, bins);
-    int b = (1 << (high - shift)) - 1;
-    for (; b >= 0 && bins[b] < need; --b) need -= bins[b];
-    if (b < 0) return (prefix_end){0.0f, 0};
-    prefix = prefix << (high - shift) | b;
-    high = shift;
-  }
-  float weight = as_float(prefix + KEY_ZERO);
-  ulong one = count ? 1 : to_ulong(weight);
-  return (prefix_end){weight, (uint)((need + one - 1) / one)};
-}
-
-// Drops what is outside the shortest prefix that reaches `need`; returns the new sum, `sum` being the old one.
-ulong keep_prefix(__global float *weights, int n, ulong sum, ulong need, bool count) {
-  prefix_end end = find_prefix(weights, n, need, count);
-  if (end.weight == 0.0f) return sum;
-  ulong4 larger = (ulong4)(0);
-  uint ties_left = end.num_ties;
-  for (int i = 0; i < n; i += 8) {
-    v8f w = clf_load8(weights + i);
-    larger = add_weights(larger, where8(w > end.weight, w));
-    clf_store8(weights + i, where8(w >= end.weight, w));
-    for (int m = lane_bits(w == end.weight); m; m &= m - 1) {
-      if (ties_left)
-        --ties_left;
-      else
-        weights[i + lowest_lane(m)] = 0.0f;
-    }
-  }
-  return lane_sum(larger) + end.num_ties * to_ulong(end.weight);
-}
-
-// Drops weights below `threshold`; returns the new sum.
-ulong keep_at_least(__global float *weights, int n, float threshold) {
-  ulong4 sums = (ulong4)(0);
-  for (int i = 0; i < n; i += 8) {
-    v8f w = clf_load8(weights + i);
-    w = where8(w >= threshold, w);
-    clf_store8(weights + i, w);
-    sums = add_weights(sums, w);
-  }
-  return lane_sum(sums);
-}
-
-// The low 64 of the 128 bits of Philox4x32-10 (Salmon et al., SC11) for counter (position, choice, 0, 0).
-ulong random_bits(__global const row_params *p) {
-  uint4 c = (uint4)(p->position, p->choice, 0, 0);
+// The low 64 of the 128 bits of Philox4x32-10 (Salmon et al., SC11) for counter (position, choice, draw, 0).
+ulong random_bits(__global const row_params *p, uint draw) {
+  uint4 c = (uint4)(p->position, p->choice, draw, 0);
   uint2 k = (uint2)(p->seed_low, p->seed_high);
   for (int round = 0; round < 10; ++round) {
     ulong a = 0xD2511F53ul * c.x, b = 0xCD9E8D57ul * c.z;
@@ -219,29 +39,136 @@ ulong random_bits(__global const row_params *p) {
   return upsample(c.y, c.x);
 }
 
-// The first id at which the running sum of weights exceeds `target`, which is below the sum of all n.
-int find_running_sum(__global const float *weights, int n, ulong target) {
-  int i = 0;
-  for (;; i += SUM_BLOCK) {
-    ulong4 sums = (ulong4)(0);
-    int end = min(i + SUM_BLOCK, n);
-    for (int j = i; j < end; j += 8) sums = add_weights(sums, clf_load8(weights + j));
-    ulong block = lane_sum(sums);
-    if (target < block) break;
-    target -= block;
+// The logits of the tokens that `mask` allows, -infinity for all others; what is beyond the end of the row is -infinity too.
+void keep_allowed(__global const float *row, int n, __global const uint *mask, __global float *logits) {
+  int8 lanes = (int8)(1, 2, 4, 8, 16, 32, 64, 128);
+  for (int i = 0; i < n; i += 8) {
+    int8 allowed = ((int8)(mask[i / 32] >> i % 32) & lanes) != 0;
+    clf_store8(logits + i, allowed ? load_logits(row, n, i) : (v8f)(-INFINITY));
   }
-  for (; target >= to_ulong(weights[i]); ++i) target -= to_ulong(weights[i]);
-  return i;
 }
 
-// The token that the filters and the draw choose; `largest` is the row's largest logit and finite.
-int draw(__global const row_params *p, __global const float *row, int n, float largest, __global float *weights) {
-  ulong sum = weigh(row, n, largest, p->inverse_temperature, weights);
-  if (p->top_k > 0) sum = keep_prefix(weights, n, sum, p->top_k, true);
-  if (p->top_p_weight < TOP_P_OFF)  // (weight * sum) >> 31
-    sum = keep_prefix(weights, n, sum, mul_hi((ulong)p->top_p_weight << 33, sum), false);
-  if (p->min_p_weight > 0) sum = keep_at_least(weights, n, (float)p->min_p_weight);
-  return find_running_sum(weights, n, mul_hi(random_bits(p), sum));
+// The lowest id that `mask` allows; one exists.
+int lowest_allowed(__global const uint *mask) {
+  int w = 0;
+  while (!mask[w]) ++w;
+  return 32 * w + lowest_lane(mask[w]);
+}
+
+void copy_logits(row_state *s) {
+  if (s->logits == s->scratch) return;
+  for (int i = 0; i < s->n; i += 8) clf_store8(s->scratch + i, load_logits(s->raw, s->n, i));
+  s->logits = s->scratch;
+}
+
+void adjust(row_state *s, int first, int count) {
+  if (!count) return;
+  copy_logits(s);
+  if (s->scale != 1.0f)
+    for (int i = 0; i < s->n; i += 8) clf_store8(s->scratch + i, clf_load8(s->scratch + i) * s->scale);
+  s->scale = 1.0f;
+  __global const adjustment *a = s->adjustments + s->params->first_adjustment + first;
+  for (int end = count; end > 0; --end, ++a) {
+    float x = s->scratch[a->token_id];
+    s->scratch[a->token_id] = (x > 0.0f ? x / a->divisor : x * a->divisor) - a->subtrahend;
+  }
+}
+
+// Top-n-sigma (Tang et al., 2024): logits of at least the largest less so many standard deviations.
+void keep_top_n_sigma(row_state *s) {
+  float largest;
+  argmax(s->logits, s->n, &largest);
+  if (!isfinite(largest)) return;
+  v8f sum = (v8f)(0.0f), squares = (v8f)(0.0f);
+  int count = 0;
+  for (int i = 0; i < s->n; i += 8) {
+    v8f x = load_logits(s->logits, s->n, i);
+    int8 left = x > -INFINITY;
+    sum += where8(left, largest - x);
+    count += popcount(lane_bits(left));
+  }
+  float mean = clf_sum8(sum) / (float)count;
+  for (int i = 0; i < s->n; i += 8) {
+    v8f x = load_logits(s->logits, s->n, i);
+    v8f e = where8(x > -INFINITY, (largest - x) - mean);
+    squares = clf_fma8(e, e, squares);
+  }
+  float width = s->params->top_n_sigma * sqrt(clf_sum8(squares) / (float)count);
+  for (int i = 0; i < s->n; i += 8) {
+    v8f x = load_logits(s->logits, s->n, i);
+    clf_store8(s->scratch + i, largest - x > width ? (v8f)(-INFINITY) : x);
+  }
+  s->logits = s->scratch;
+}
+
+void change_logits(row_state *s, int stage) {
+  __global const row_params *p = s->params;
+  if (stage == TEMPERATURE) s->scale = p->inverse_temperature;
+  if (stage == PENALTIES) adjust(s, p->num_biases, p->num_penalties);
+  if (stage == DRY) adjust(s, p->num_biases + p->num_penalties, p->num_dry);
+}
+
+// Goes back from weights to logits: those that stages before number `end` made of what now has a weight.
+void restore_logits(row_state *s, int end) {
+  for (int i = 0; i < s->n; i += 8)
+    clf_store8(s->scratch + i, clf_load8(s->scratch + i) > 0.0f ? load_logits(s->raw, s->n, i) : (v8f)(-INFINITY));
+  s->sum = 0;
+  s->scale = 1.0f;
+  adjust(s, 0, s->params->num_biases);
+  for (int t = 0; t < end; ++t) change_logits(s, s->params->stages[t]);
+}
+
+// Makes weights of logits; false where the largest logit is not finite.
+bool weigh_logits(row_state *s) {
+  if (s->sum) return true;
+  float largest;
+  argmax(s->logits, s->n, &largest);
+  if (!isfinite(largest)) return false;
+  s->sum = weigh(s->logits, s->n, largest, s->scale, s->scratch);
+  s->best = ONE;
+  s->logits = s->scratch;
+  return true;
+}
+
+void filter(row_state *s, int stage) {
+  __global const row_params *p = s->params;
+  __global float *w = s->scratch;
+  int n = s->n;
+  if (stage == TOP_K) s->sum = keep_top_k(w, n, s->sum, p->top_k);
+  if (stage == TOP_P) s->sum = keep_top_p(w, n, s->sum, p->top_p_weight);
+  if (stage == MIN_P) s->sum = keep_min_p(w, n, s->best, p->min_p_weight);
+  if (stage == MIROSTAT) s->sum = keep_unsurprising(w, n, s->sum, s->best, p->max_surprise);
+  if (stage == TYPICAL_P) s->sum = keep_typical_p(w, n, s->sum, p->typical_p_weight);
+  if (stage == XTC && random_bits(p, 1) >> 33 < p->xtc_probability_weight)
+    s->sum = drop_top_choices(w, n, s->sum, p->xtc_threshold_weight);
+  if (stage == TYPICAL_P || stage == XTC) s->best = largest_weight(w, n);
+}
+
+int best_token(row_state *s) {
+  float largest;
+  int id = argmax(s->logits, s->n, &largest);
+  return largest == -INFINITY && s->mask ? lowest_allowed(s->mask) : id;
+}
+
+// The token that the stages and the draw choose; `*surprise` is its own among the weights that were left.
+int choose(row_state *s, int *surprise) {
+  *surprise = 0;
+  for (int t = 0; t < NUM_STAGES && s->params->stages[t]; ++t) {
+    int stage = s->params->stages[t];
+    if (stage > GREEDY) {
+      if (!weigh_logits(s)) return best_token(s);
+      filter(s, stage);
+      continue;
+    }
+    if (s->sum) restore_logits(s, t);
+    if (stage == GREEDY) return best_token(s);
+    if (stage == TOP_N_SIGMA) keep_top_n_sigma(s);
+    change_logits(s, stage);
+  }
+  if (!weigh_logits(s)) return best_token(s);
+  int id = find_running_sum(s->scratch, s->n, mul_hi(random_bits(s->params, 0), s->sum));
+  *surprise = surprise8((v8f)(s->scratch[id]), s->sum).s0;
+  return id;
 }
 
 // The `count` largest logits by insertion; a later equal logit stays behind, so ties are in id order.
@@ -271,30 +198,33 @@ void find_top(__global const float *row, int n, int count, __global row_report *
   }
 }
 
-__kernel void sample(__global float *logits, __global const row_params *params, __global float *weights,
+__kernel void sample(__global const float *logits, __global const row_params *params,
+                     __global const adjustment *adjustments, __global float *weights, __global const uint *masks,
                      __global int *token_ids, __global row_report *reports, int vocab_size) {
   size_t r = get_global_id(0);
   int n = vocab_size;
-  __global float *row = logits + r * n;
-  __global float *row_weights = weights + r * ((n + 7) / 8 * 8);
+  __global const float *row = logits + r * n;
+  __global float *scratch = weights + r * ((n + 7) / 8 * 8);
   __global const row_params *p = params + r;
   __global row_report *report = reports + r;
-  float largest;
   if (p->num_logprobs >= 0) {
+    float largest;
     argmax(row, n, &largest);
     report->largest_logit = largest;
-    report->weight_sum = isfinite(largest) ? weigh(row, n, largest, 1.0f, row_weights) : (ulong)ONE;
+    report->weight_sum = isfinite(largest) ? weigh(row, n, largest, 1.0f, scratch) : (ulong)ONE;
     if (p->num_logprobs > 0) find_top(row, n, p->num_logprobs, report);
   }
 
-  float raw[MAX_BANNED_IDS];
-  for (int b = 0; b < p->num_banned; ++b) raw[b] = row[p->banned_ids[b]];
-  for (int b = 0; b < p->num_banned; ++b) row[p->banned_ids[b]] = -INFINITY;
-
-  int token_id = argmax(row, n, &largest);
-  if (!p->is_greedy && isfinite(largest)) token_id = draw(p, row, n, largest, row_weights);
+  row_state state = {p, row, adjustments, 0, scratch, n, row, 1.0f, 0, 0.0f};
+  if (p->mask >= 0) {
+    state.mask = masks + (size_t)p->mask * ((n + 31) / 32);
+    keep_allowed(row, n, state.mask, scratch);
+    state.logits = scratch;
+  }
+  adjust(&state, 0, p->num_biases);
+  int surprise;
+  int token_id = choose(&state, &surprise);
   token_ids[r] = token_id;
-
-  for (int b = 0; b < p->num_banned; ++b) row[p->banned_ids[b]] = raw[b];
+  report->surprise = surprise;
   if (p->num_logprobs >= 0) report->chosen_logit = row[token_id];
 }

@@ -635,9 +635,31 @@ def test_every_parameter_has_a_place_in_the_message() -> None:
     """Each name of Params but model is set by params_to_proto, so that none is dropped in silence."""
     values: dict[str, Any] = dict.fromkeys(clforge.Params.__annotations__, 1)
     values |= {"stop": ["a"], "stop_token_ids": [1], "cache_salt": "s", "model": "m"}
+    for name in ("json_schema", "regex", "grammar", "choices"):
+        del values[name]
     message = params_to_proto(values)  # type: ignore[arg-type]
-    fields = [*message.sampling.ListFields(), *message.stopping.ListFields(), *message.ListFields()]
-    assert {field.name for field, _ in fields} - {"sampling", "stopping"} == set(values) - {"model"}
+    parts = {"sampling": message.sampling, "stopping": message.stopping, "speculation": message.speculation}
+    fields = [field for part in (message, *parts.values()) for field, _ in part.ListFields()]
+    assert {field.name for field in fields} - set(parts) == set(values) - {"model"}
+
+
+def test_a_constraint_has_its_place_in_the_message() -> None:
+    """A schema is a dict or text; two constraints, and what no message can hold, are refused by name."""
+    for schema in ({"type": "integer"}, '{"type": "integer"}'):
+        assert params_to_proto({"json_schema": schema}).constraint.json_schema == '{"type": "integer"}'
+    assert params_to_proto({"json_schema": True}).constraint.json_schema == "true"
+    assert params_to_proto({"regex": "a+"}).constraint.regex == "a+"
+    assert params_to_proto({"grammar": 'start: "a"'}).constraint.grammar == 'start: "a"'
+    assert list(params_to_proto({"choices": ["a", "b"]}).constraint.choices.texts) == ["a", "b"]
+    assert params_to_proto({"choices": []}).constraint.WhichOneof("kind") == "choices"
+    for wrong, field in (
+        ({"regex": "a", "choices": ["b"]}, "choices"),
+        ({"regex": 5}, "regex"),
+        ({"json_schema": {"a": object()}}, "json_schema"),
+        ({"choices": "text"}, "texts"),
+    ):
+        with pytest.raises(clforge.InvalidRequestError, match=field):
+            params_to_proto(wrong)  # type: ignore[arg-type]
 
 
 def test_package_exports_what_it_names() -> None:

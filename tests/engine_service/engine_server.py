@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as SequenceOf
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
 
 from clforge.v1 import engine_pb2 as pb
 from clforge.v1.engine_pb2_grpc import EngineServiceStub, add_EngineServiceServicer_to_server
 from clforge.v1.generation_pb2 import Update
+from engine_service.constraints.compiler import GrammarCompiler
+from engine_service.constraints.token_bytes import TokenBytes
 from engine_service.engine import Engine, EngineEvent
 from engine_service.engine_loop import EngineLoop
 from engine_service.metrics import EngineMetrics
 from engine_service.request_registry import RequestRegistry
 from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.messages import ScheduledStep
+from engine_service.scheduling.messages import ScheduledChunk, ScheduledStep
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine_service.served_model import ServedModel
 from engine_service.server import EngineServer, Loading, Serving, TokenizerFile
+from engine_service.token_search import TokenSearch
 from service_common import rpc
 
 if TYPE_CHECKING:
@@ -38,7 +43,9 @@ SHA256 = "ab" * 32
 
 @dataclass
 class FakeRunner:
-    """Token n of a choice is 10 + n mod 80. Steps wait while `gate` is closed, and for `delay_seconds`."""
+    """Token n of a choice is 10 + n mod 80, a constrained one's the lowest that is allowed.
+
+    Steps wait while `gate` is closed, and for `delay_seconds`."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     delay_seconds: float = 0.001
@@ -46,17 +53,29 @@ class FakeRunner:
     num_steps: int = 0
     is_closed: bool = False
 
-    def run(self, step: ScheduledStep) -> Sequence[SampledToken]:
+    def run(self, step: ScheduledStep) -> SequenceOf[SampledToken]:
         self.gate.wait()
         self.num_steps += 1
         threading.Event().wait(self.delay_seconds)
         if self.failures:
             raise self.failures.pop()
-        samplers = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        return [SampledToken(10 + sequence.num_generated % 80, None, ()) for sequence in samplers]
+        return [SampledToken(_token_id(chunk, row), None, ()) for chunk in step.chunks for row in range(chunk.num_rows)]
 
     def close(self) -> None:
         self.is_closed = True
+
+
+def _token_id(chunk: ScheduledChunk, row: int) -> int:
+    if chunk.constraint is None:
+        return 10 + (chunk.sequence.num_generated + row) % 80
+    mask = chunk.constraint.masks(chunk.draft_ids)[row]
+    return int(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))[0])
+
+
+def token_bytes() -> TokenBytes:
+    """The vocabulary: printable ASCII from id 3 on."""
+    texts = [b"", b"", b"", *(bytes([32 + index]) for index in range(95))]
+    return TokenBytes(texts + [b""] * (VOCAB_SIZE - len(texts)), [0, 1, EOG_ID], [EOG_ID])
 
 
 @dataclass
@@ -95,7 +114,7 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
     scheduler = Scheduler(config, BlockManager(NUM_BLOCKS, 16), eog_token_ids=frozenset({EOG_ID}))
     event_loop = asyncio.get_running_loop()
 
-    def deliver(events: Sequence[EngineEvent]) -> None:
+    def deliver(events: SequenceOf[EngineEvent]) -> None:
         _post(event_loop, registry.deliver, events)
         servicer.load_feed.changed()
 
@@ -117,8 +136,10 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
         weight_bytes=1,
         num_parameters=1,
         device="none",
+        token_search=TokenSearch([b"%d" % token_id for token_id in range(VOCAB_SIZE)]),
     )
-    registry = RequestRegistry(loop, model, metrics)
+    grammars = GrammarCompiler(token_bytes)
+    registry = RequestRegistry(loop, model, metrics, grammars)
     metrics.model_loaded(model)
     servicer = EngineServer(TokenizerFile(b"GGUF" * 1000, SHA256), loop, Loading(), Serving(model, registry))
     server = rpc.make_server()
@@ -133,6 +154,7 @@ async def engine_server(**limits: Any) -> AsyncIterator[RunningEngine]:
             runner.gate.set()
             await server.stop(None)
             await asyncio.to_thread(loop.close)
+            await asyncio.to_thread(grammars.close)
 
 
 def _post(event_loop: asyncio.AbstractEventLoop, callback: Callable[[Any], None], events: Any) -> None:

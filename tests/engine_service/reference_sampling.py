@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 _MASK = 0xFFFFFFFF
+_LOG_COEFFICIENTS = (
+    *(-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
+    *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
 _EXP_COEFFICIENTS = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
@@ -107,3 +112,96 @@ def logprobs(logits: Floats) -> NDArray[np.float32]:
 def top_ids(logits: Floats, count: int) -> list[int]:
     """The `count` largest logits' ids, best first, ties by lowest id."""
     return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
+
+
+ONE = 1 << 31
+
+
+def log2_fixed(x: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integer nearest to log2(x) × 2¹⁴ by section 10's polynomial; x positive, rounded to f32 first."""
+    bits = x.astype(np.float32).view(np.int32)
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - (exponent << 23)).view(np.float32) - np.float32(1)
+    p = np.full_like(f, 7.0376836292e-2)
+    for coefficient in _LOG_COEFFICIENTS:
+        p = fma(p, f, coefficient)
+    z = f * f
+    log = f + fma(np.full_like(f, -0.5), z, p * f * z)
+    scaled = fma(log, 23637.1155, exponent.astype(np.float32) * np.float32(16384))
+    return np.rint(scaled.astype(np.float64)).astype(np.int64)
+
+
+def share(weight: int, total: int) -> int:
+    """(weight × total) >> 31, at least 1."""
+    return max(1, weight * total >> 31)
+
+
+def integer(probability: float) -> int:
+    """ceil(probability × 2³¹) of its f32."""
+    return math.ceil(float(np.float32(probability)) * ONE)
+
+
+def keep_shortest_prefix(w: NDArray[np.int64], order: NDArray[np.int64], need: int) -> NDArray[np.int64]:
+    """The weights of the first in `order` whose sum reaches `need`."""
+    kept = np.zeros_like(w)
+    end = int(np.searchsorted(w[order].cumsum(), need)) + 1
+    kept[order[:end]] = w[order[:end]]
+    return kept
+
+
+def typical_p(w: NDArray[np.int64], probability: float) -> NDArray[np.int64]:
+    """The weights whose surprise is nearest the mean."""
+    live = np.flatnonzero(w)
+    surprise = (31 << 14) - log2_fixed(w[live])
+    mean = int((w[live] * surprise).sum()) // int(w.sum())
+    order = live[np.argsort(np.abs(surprise - mean), kind="stable")]
+    return keep_shortest_prefix(w, order, share(integer(probability), int(w.sum())))
+
+
+def xtc(w: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
+    """Without all weights of at least this share but the least of them."""
+    members = np.flatnonzero(w >= share(integer(threshold), int(w.sum())))
+    if not len(members):
+        return w
+    kept = members[np.flatnonzero(w[members] == w[members].min())[-1]]
+    return np.where(np.isin(np.arange(len(w)), members) & (np.arange(len(w)) != kept), 0, w)
+
+
+def mirostat(w: NDArray[np.int64], max_surprise: int) -> NDArray[np.int64]:
+    """The weights of at most this surprise, or the first of the largest alone."""
+    surprise = log2_fixed(np.array([w.sum()])) - log2_fixed(np.maximum(w, 1))
+    fits = (w > 0) & (surprise <= max_surprise)
+    return np.where(fits if fits.any() else np.arange(len(w)) == w.argmax(), w, 0)
+
+
+def lane_sum(values: Floats) -> np.float32:
+    """Eight lanes in order, then l + w for w = 4, 2, 1."""
+    lanes = np.zeros(8, np.float32)
+    padded = np.concatenate((values, np.zeros(-len(values) % 8, np.float32))).reshape(-1, 8)
+    for row in padded:
+        lanes = lanes + row
+    for width in (4, 2, 1):
+        lanes = lanes[:width] + lanes[width : 2 * width]
+    return np.float32(lanes[0])
+
+
+def top_n_sigma(logits: Floats, n: float) -> Floats:
+    """Logits below the largest less n standard deviations become -infinity."""
+    live = logits > -np.inf
+    away = np.where(live, logits.max() - logits, np.float32(0)).astype(np.float32)
+    mean = lane_sum(away) / np.float32(live.sum())
+    e = np.where(live, away - mean, np.float32(0)).astype(np.float32)
+    lanes = np.zeros(8, np.float32)
+    for row in np.concatenate((e, np.zeros(-len(e) % 8, np.float32))).reshape(-1, 8):
+        lanes = fma(row, row, lanes)
+    width = np.float32(n) * np.sqrt(lane_sum(lanes) / np.float32(live.sum()))
+    return np.where(live & (away > width), np.float32(-np.inf), logits)
+
+
+def adjusted(logits: Floats, adjustments: NDArray[Any]) -> Floats:
+    """Each (x > 0 ? x / divisor : x × divisor) − subtrahend, in f32 and in order."""
+    result = logits.copy()
+    for token_id, divisor, subtrahend in adjustments.tolist():
+        x, d = result[token_id], np.float32(divisor)
+        result[token_id] = (x / d if x > 0 else x * d) - np.float32(subtrahend)
+    return result

@@ -10,10 +10,12 @@ from math import inf
 from typing import Any
 
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.messages import (
     BlockCopy,
     Event,
     FinishedEvent,
+    PromptLogprobsEvent,
     ScheduledChunk,
     ScheduledStep,
     SchedulerConfig,
@@ -22,7 +24,8 @@ from engine_service.scheduling.messages import (
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.scheduler import Scheduler
-from engine_service.scheduling.sequence import FinishReason, Request, SequenceId
+from engine_service.scheduling.sequence import FinishReason, Request, Sequence, SequenceId
+from engine_service.scheduling.speculation import Speculation
 from service_common.errors import ResourceExhaustedError
 
 VOCAB_SIZE = 40
@@ -62,6 +65,8 @@ def make_request(
     prompt_ids: tuple[int, ...] | None = None,
     stream_id: int = 0,
     cache_salt: str | None = "",
+    max_draft_tokens: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Request:
     """A request whose prompt and seed follow from its id; no token ends it, unless asked for."""
     if prompt_ids is None:
@@ -80,6 +85,8 @@ def make_request(
         initial_credit=credit,
         stream_id=stream_id,
         cache_salt=cache_salt,
+        prompt_logprobs=prompt_logprobs,
+        speculation=Speculation(max_draft_tokens=max_draft_tokens),
     )
 
 
@@ -122,11 +129,15 @@ class SimulatedModel:
         self._slots = [0] * (blocks.num_blocks * blocks.block_size)
 
     def run(self, step: ScheduledStep) -> list[SampledToken]:
-        """One token per chunk that samples. Copies come first, and all chunks write before any reads."""
+        """One token per row of logits. Copies come first, and all chunks write before any reads."""
         self._copy(step.block_copies)
         for chunk in step.chunks:
             self._write(chunk)
-        return [self._sample(chunk) for chunk in step.chunks if chunk.samples]
+        return [
+            self._sample(chunk, chunk.num_tokens - num_behind)
+            for chunk in step.chunks
+            for num_behind in range(chunk.num_rows - 1, -1, -1)
+        ]
 
     def _copy(self, copies: tuple[BlockCopy, ...]) -> None:
         targets = [copy.target for copy in copies]
@@ -147,14 +158,19 @@ class SimulatedModel:
             state = self._slots[self._slot(chunk, position - 1)] if position else 0
             self._slots[self._slot(chunk, position)] = _mix(state, token_id)
 
-    def _sample(self, chunk: ScheduledChunk) -> SampledToken:
+    def _sample(self, chunk: ScheduledChunk, num_tokens: int) -> SampledToken:
+        """What follows the first `num_tokens` of the chunk."""
         state = summary = 0
         sequence = chunk.sequence
-        for position, token_id in enumerate(sequence.token_ids(0, chunk.start + chunk.num_tokens)):
+        token_ids = sequence.token_ids(0, chunk.start) + chunk.token_ids()[:num_tokens]
+        for position, token_id in enumerate(token_ids):
             state = _mix(state, token_id)
             assert self._slots[self._slot(chunk, position)] == state, f"sequence {sequence.id} at {position}"
             summary = _mix(summary, state)
-        return make_token(_next_id(summary, sequence.request, sequence.choice, sequence.num_generated))
+        num_generated = len(token_ids) - sequence.num_prompt_tokens
+        if num_generated < 0:
+            return SampledToken(sequence.request.prompt_ids[len(token_ids)], -1.0, ())
+        return make_token(_next_id(summary, sequence.request, sequence.choice, num_generated))
 
 
 @dataclass
@@ -164,17 +180,37 @@ class Choice:
     request: Request
     credit: int
     ids: list[int] = field(default_factory=list)
+    scored_ids: list[int] = field(default_factory=list)  # prompt tokens that came with a log-probability
     finished: FinishedEvent | None = None
+
+
+class CorruptedDrafts:
+    """Guesses that are right but for one in `one_in`, which ones being the same every time; 0: all are right."""
+
+    def __init__(self, one_in: int) -> None:
+        self._one_in = one_in
+
+    def draft(self, sequence: Sequence, max_tokens: int) -> tuple[int, ...]:
+        """As DraftSource has it."""
+        start = sequence.num_generated
+        ids = ids_alone(sequence.request, sequence.choice, start + max_tokens)[start:]
+        return tuple(self._corrupted(start + index, token_id) for index, token_id in enumerate(ids))
+
+    def _corrupted(self, position: int, token_id: int) -> int:
+        is_wrong = self._one_in and (position * 7 + token_id) % self._one_in == 0
+        return (token_id + 1) % VOCAB_SIZE if is_wrong else token_id
 
 
 class World:
     """A scheduler with its surroundings; every step and event is checked against what the scheduler promises."""
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, config: SchedulerConfig, num_blocks: int, block_size: int, drafter: Drafter | None = None
+    ) -> None:
         self.config = config
         self.clock = Clock()
         self.blocks = BlockManager(num_blocks, block_size)
-        self.scheduler = Scheduler(config, self.blocks, self.clock, frozenset({EOG_ID}))
+        self.scheduler = Scheduler(config, self.blocks, self.clock, frozenset({EOG_ID}), drafter)
         self.model = SimulatedModel(self.blocks)
         self.choices: dict[SequenceId, Choice] = {}
         self.live: dict[int, int] = {}  # choices that have not ended, by request
@@ -246,6 +282,9 @@ class World:
             if isinstance(event, TokenEvent):
                 choice.ids.append(event.token.token_id)
                 assert len(choice.ids) <= choice.credit, "more tokens than credit"
+            elif isinstance(event, PromptLogprobsEvent):
+                assert not choice.ids, "a prompt's log-probabilities come before its first token"
+                choice.scored_ids += [token.token_id for token in event.tokens]
             else:
                 choice.finished = event
                 self.live[event.request_id] -= 1
@@ -290,25 +329,36 @@ class World:
         assert 0 < len(chunks) <= self.config.max_num_seqs
         assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
         assert sum(chunk.num_tokens for chunk in chunks) == step.num_tokens <= self.config.max_num_batched_tokens
-        assert sum(chunk.samples for chunk in chunks) == step.num_samples
-        in_prefill = [chunk.num_tokens != 1 or not chunk.samples for chunk in chunks]
+        assert sum(chunk.num_rows for chunk in chunks) == step.num_rows
+        assert step.num_rows <= self.config.max_logit_rows
+        assert sum(len(chunk.draft_ids) for chunk in chunks) == step.num_drafted
+        in_prefill = [chunk.num_tokens != 1 + len(chunk.draft_ids) or not chunk.num_rows for chunk in chunks]
         self.num_mixed_steps += any(in_prefill) and not in_prefill[0]
         for chunk in chunks:
             sequence = chunk.sequence
-            assert 0 < chunk.num_tokens <= self.config.max_prefill_chunk
             assert chunk.start == sequence.num_computed
-            assert chunk.samples == (chunk.start + chunk.num_tokens == sequence.num_tokens)
+            num_known = chunk.num_tokens - len(chunk.draft_ids)
+            assert 0 < num_known <= self.config.max_prefill_chunk
+            num_scores = max(0, min(num_known, chunk.start + num_known - sequence.num_scored + 1))
+            num_scores = min(num_scores, sequence.num_prompt_tokens - sequence.num_scored)
+            ends = chunk.start + num_known == sequence.num_tokens
+            assert chunk.num_rows == num_scores + len(chunk.draft_ids) + ends
+            assert len(chunk.draft_ids) < max(1, sequence.credit), "a draft may be longer than the credit"
             assert len(sequence.block_table) * self.blocks.block_size >= chunk.start + chunk.num_tokens
 
     def _check_finished(self, choice: Choice, event: FinishedEvent) -> None:
         request, usage = choice.request, event.usage
         ids = [*choice.ids] if event.stop_token_id is None else [*choice.ids, event.stop_token_id]
         assert tuple(ids) == ids_alone(request, event.choice, len(ids)), "neighbours changed the tokens"
+        asked = request.prompt_logprobs is not None and event.choice == 0
+        scored_ids = request.prompt_ids[1:] if asked and ids else request.prompt_ids[1 : 1 + len(choice.scored_ids)]
+        assert choice.scored_ids == list(scored_ids) if asked else not choice.scored_ids
         assert usage.generated_tokens == len(ids)
         assert usage.prompt_tokens == len(request.prompt_ids)
         assert usage.delivered_tokens <= usage.generated_tokens
         assert usage.cached_tokens < usage.prompt_tokens
         assert min(event.timings) >= 0
+        assert 0 <= usage.accepted_tokens <= min(usage.drafted_tokens, usage.generated_tokens)
         assert (event.error is not None) == (event.reason is FinishReason.ERROR)
         max_tokens = min(request.limits.max_tokens, self.config.context_length - len(request.prompt_ids))
         assert len(ids) <= max_tokens
@@ -316,13 +366,13 @@ class World:
             assert len(ids) == max_tokens
 
 
-def make_world(num_blocks: int = 32, block_size: int = 4, **changes: Any) -> World:
+def make_world(num_blocks: int = 32, block_size: int = 4, drafter: Drafter | None = None, **changes: Any) -> World:
     """A world with room for small tests, where steps take no time; `changes` are fields of SchedulerConfig."""
     fields = {"context_length": 64, "max_step_stretch": inf} | changes
-    return World(SchedulerConfig(**fields), num_blocks, block_size)
+    return World(SchedulerConfig(**fields), num_blocks, block_size, drafter)
 
 
-def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, bool]]:
-    """A step's chunks as (request id, start, num_tokens, samples)."""
+def chunks_of(step: ScheduledStep | None) -> list[tuple[int, int, int, int]]:
+    """A step's chunks as (request id, start, num_tokens, num_rows)."""
     assert step is not None
-    return [(chunk.sequence.request.id, chunk.start, chunk.num_tokens, chunk.samples) for chunk in step.chunks]
+    return [(chunk.sequence.request.id, chunk.start, chunk.num_tokens, chunk.num_rows) for chunk in step.chunks]

@@ -150,7 +150,6 @@ async def test_cache_pressure_is_counted_as_the_scheduler_does() -> None:
         ({"params.n": 17}, "INVALID_ARGUMENT"),
         ({"prompt_length": CONTEXT_LENGTH}, "OUT_OF_RANGE"),
         ({"vocab_sha256": "0"}, "FAILED_PRECONDITION"),
-        ({"params.prompt_logprobs": 1}, "UNIMPLEMENTED"),
         ({"request_id": 4}, "ALREADY_EXISTS"),
     ],
 )
@@ -248,9 +247,12 @@ async def _watch(running: RunningEngine, most: dict[str, float]) -> None:
 
 
 async def _press(running: RunningEngine) -> None:
-    """More than the pool holds: sixteen sequences that grow to fifteen blocks of sixty-four; then some once more."""
+    """More than the pool holds: sixteen sequences that grow to 15 of its 64 blocks; some once more; then a draft."""
     await run(running, *(submit(number, prompt_length=20 + number, max_tokens=200) for number in range(16)))
     await run(running, *(submit(number, prompt_length=40 + number, max_tokens=20, n=2) for number in range(4)))
+    drafting = submit(0, prompt_length=20, max_tokens=20)  # the prompt holds what the runner will answer
+    drafting.submit.params.speculation.max_draft_tokens = 4
+    await run(running, drafting)
 
 
 async def _end_in_every_way(running: RunningEngine) -> None:

@@ -247,8 +247,14 @@ def _broken(field: str, value: object) -> pb.GenerateTokensRequest:
         ("params.logprobs", 21, "INVALID_ARGUMENT"),
         ("params.timeout.seconds", -1, "INVALID_ARGUMENT"),
         ("params.timeout.seconds", 1 << 62, "INVALID_ARGUMENT"),
-        ("params.prompt_logprobs", 1, "UNIMPLEMENTED"),
-        ("params.constraint.regex", "a*", "UNIMPLEMENTED"),
+        ("params.prompt_logprobs", 21, "INVALID_ARGUMENT"),
+        ("params.speculation.max_draft_tokens", 17, "INVALID_ARGUMENT"),
+        ("params.speculation.ngram_size", 0, "INVALID_ARGUMENT"),
+        ("params.speculation.ngram_size", 9, "INVALID_ARGUMENT"),
+        ("params.constraint.regex", "(", "INVALID_ARGUMENT"),
+        ("params.constraint.regex", "", "INVALID_ARGUMENT"),
+        ("params.constraint.json_schema", "x" * 65537, "INVALID_ARGUMENT"),
+        ("params.constraint.choices.texts", ["x"] * 1025, "INVALID_ARGUMENT"),
     ],
 )
 async def test_a_bad_request_is_refused_in_band(running: RunningEngine, field: str, value: object, code: str) -> None:

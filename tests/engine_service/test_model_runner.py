@@ -40,23 +40,23 @@ def sequence(token_ids: list[int], blocks: list[int]) -> Sequence:
 
 def run(runner: ModelRunner, chunks: list[ScheduledChunk], *copies: BlockCopy) -> list[SampledToken]:
     """The step's tokens."""
-    num_samples = sum(chunk.samples for chunk in chunks)
+    num_rows = sum(chunk.num_rows for chunk in chunks)
     num_tokens = sum(chunk.num_tokens for chunk in chunks)
-    return runner.run(ScheduledStep(chunks, num_tokens, num_samples, block_copies=copies))
+    return runner.run(ScheduledStep(chunks, num_tokens, num_rows, block_copies=copies))
 
 
 def alone(runner: ModelRunner, token_ids: list[int]) -> SampledToken:
     """The token after `token_ids`, computed in one chunk in blocks of its own."""
-    return run(runner, [ScheduledChunk(sequence(token_ids, [6, 7]), 0, len(token_ids), True)])[0]
+    return run(runner, [ScheduledChunk(sequence(token_ids, [6, 7]), 0, len(token_ids), 1)])[0]
 
 
 def forked(runner: ModelRunner, *copies: BlockCopy) -> list[SampledToken]:
     """The tokens of three continuations of one prefix, whose second block they write at once."""
     count = len(PREFIX)
     parent, *children = (sequence([*PREFIX, last], [0, second]) for last, second in ((5, 1), (6, 2), (7, 3)))
-    run(runner, [ScheduledChunk(sequence([9] * 32, [first, first + 1]), 0, 32, False) for first in (0, 2)])
-    run(runner, [ScheduledChunk(parent, 0, count, False)])
-    return run(runner, [ScheduledChunk(each, count, 1, True) for each in (parent, *children)], *copies)
+    run(runner, [ScheduledChunk(sequence([9] * 32, [first, first + 1]), 0, 32, 0) for first in (0, 2)])
+    run(runner, [ScheduledChunk(parent, 0, count, 0)])
+    return run(runner, [ScheduledChunk(each, count, 1, 1) for each in (parent, *children)], *copies)
 
 
 def test_forks_of_a_partly_filled_block_give_what_they_give_alone(runner: ModelRunner) -> None:

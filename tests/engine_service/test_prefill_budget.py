@@ -54,6 +54,16 @@ def test_mixed_steps_stay_within_the_stretch(fixed: float, per_token: float, num
     assert stretches[len(stretches) // 2] > 1.35
 
 
+def test_drafts_of_changing_length_do_not_mislead_it() -> None:
+    """A step's decode tokens are 1 to 17 of one sequence: what each step may take follows its own number."""
+    budget = PrefillBudget(1.7, MIN_TOKENS)
+    budget.observe(0, 512, 0.03 + 512 * 0.004)
+    rng = random.Random(2)
+    stretches = [run(budget, rng.choice((1, 1, 4, 8, 17)), 1, 0.03, 0.004)[0] for _ in range(400)][40:]
+    assert max(stretches) <= 1.7 + 1e-9
+    assert sorted(stretches)[len(stretches) // 2] > 1.35
+
+
 def test_noise_keeps_the_p99_below_twice_the_idle_figure() -> None:
     """With steps that vary by 5 % the 99th percentile of mixed steps stays below 2 × decode alone."""
     rng = random.Random(1)

@@ -23,7 +23,7 @@ def chunk(start: int, num_tokens: int, *, samples: bool) -> ScheduledChunk:
     limits = GenerationLimits(max_tokens=1)
     request = Request(id=1, prompt_ids=(1,), sampling=SamplingParams(seed=0), limits=limits, arrival=0.0)
     sequence = Sequence(request, 0, (0.0, 0, 0), max_tokens=1, end_token_ids=frozenset(), credit=1)
-    return ScheduledChunk(sequence, start, num_tokens, samples)
+    return ScheduledChunk(sequence, start, num_tokens, int(samples))
 
 
 def test_a_steps_shape_counts_what_attention_reads() -> None:

@@ -12,22 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine_service.compute.device import Device
 from engine_service.compute.kernel_library import KernelLibrary
-from engine_service.compute.sampler import RowParams, Sampler
+from engine_service.compute.row_params import RowParams
+from engine_service.compute.sampler import Sampler
 from engine_service.scheduling.sampled_token import SampledToken
 from engine_service.scheduling.sampling_params import SamplingParams
+from service_common.errors import InternalError
 from tests.engine_service import reference_sampling as reference
 from tests.engine_service.reference_sampling import Floats
 
-EOG_IDS = (1, 2)
 MAX_ROWS = 64
 
 
 def sample(library: KernelLibrary, logits: Floats, rows: Sequence[RowParams]) -> list[SampledToken]:
     """The tokens of logits [R][V], in one step."""
-    sampler = Sampler(library.device, library, logits.shape[1], MAX_ROWS, EOG_IDS)
+    sampler = Sampler(library.device, library, logits.shape[1], MAX_ROWS)
     sampler.enqueue(library.device.upload(logits, "logits"), rows)
     return sampler.read()
 
@@ -128,7 +130,7 @@ def test_frequencies_follow_the_filtered_probabilities(library: KernelLibrary) -
     sampling = SamplingParams(seed=4, temperature=1.5, top_k=20, top_p=0.8)
     kept = reference.kept_weights(row, temperature=1.5, top_k=20, top_p=0.8, min_p=0.0) > 0
     assert np.count_nonzero(kept) == 12
-    sampler = Sampler(library.device, library, 30, MAX_ROWS, EOG_IDS)
+    sampler = Sampler(library.device, library, 30, MAX_ROWS)
     buffer = library.device.upload(np.tile(row, (MAX_ROWS, 1)), "logits")
     counts = np.zeros(30)
     for step in range(200):
@@ -248,13 +250,61 @@ def test_banned_ids_are_never_chosen_and_logits_stay(library: KernelLibrary, tem
     logits = np.full((1, 19), 50.0, np.float32)
     logits[0, 7] = -50.0
     buffer = library.device.upload(logits, "logits")
-    sampler = Sampler(library.device, library, 19, 1, EOG_IDS)
+    sampler = Sampler(library.device, library, 19, 1)
     banned = tuple(index for index in range(19) if index != 7)
     sampler.enqueue(buffer, [RowParams(SamplingParams(seed=1, temperature=temperature), 0, 0, banned)])
     assert sampler.read() == [SampledToken(7, None, ())]
     after = np.empty_like(logits)
     library.device.read(buffer, after)
     assert after.tobytes() == logits.tobytes()
+
+
+def packed(allowed: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """A mask of the sampler for allowed [V]."""
+    words = np.zeros((len(allowed) + 31) // 32 * 4, np.uint8)
+    bits = np.packbits(allowed, bitorder="little")
+    words[: len(bits)] = bits
+    return words.view("<u4")
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 33, 515, 2048])
+def test_masked_token_is_the_oracle_s_with_all_others_at_minus_infinity(
+    library: KernelLibrary, vocab_size: int
+) -> None:
+    """Any mix of parameters, half of the rows masked; reports and the caller's logits stay raw."""
+    rng = np.random.default_rng(vocab_size)
+    logits = random_logits(rng, MAX_ROWS, vocab_size)
+    allowed = rng.random((MAX_ROWS, vocab_size)) < rng.choice([0.02, 0.5, 0.98], (MAX_ROWS, 1))
+    allowed[np.arange(MAX_ROWS), rng.integers(vocab_size, size=MAX_ROWS)] = True
+    allowed[::2] = True
+    rows = [random_row(rng, vocab_size)._replace(num_logprobs=2) for _ in range(MAX_ROWS)]
+    rows = [
+        row._replace(allowed=packed(a) if i % 2 else None) for i, (row, a) in enumerate(zip(rows, allowed, strict=True))
+    ]
+    for row, mask, params, token in zip(logits, allowed, rows, sample(library, logits, rows), strict=True):
+        masked = np.where(mask, row, np.float32(-np.inf))
+        masked[list(params.banned_ids)] = -np.inf
+        wanted = expected_id(masked, params) if masked.max() > -np.inf else int(mask.argmax())
+        assert token.token_id == wanted
+        assert token.logprob == reference.logprobs(row)[wanted]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_mask_holds_where_no_allowed_token_has_a_finite_logit(library: KernelLibrary, temperature: float) -> None:
+    """The lowest allowed id is chosen, whether the others are impossible, NaN or banned."""
+    logits = np.zeros((3, 99), np.float32)
+    logits[0, [70, 80]], logits[1, [70, 80]] = -np.inf, np.nan
+    params = SamplingParams(seed=1, temperature=temperature)
+    mask = packed(np.isin(np.arange(99), [70, 80]))
+    rows = [RowParams(params, 0, banned_ids=(70, 80) if i == 2 else (), allowed=mask) for i in range(3)]
+    assert [token.token_id for token in sample(library, logits, rows)] == [70, 70, 70]
+
+
+def test_mask_that_allows_nothing_is_an_error_before_the_device_sees_it(library: KernelLibrary) -> None:
+    """It names the row."""
+    rows = [RowParams(SamplingParams(seed=1), 0, allowed=packed(np.arange(9) < n)) for n in (3, 0)]
+    with pytest.raises(InternalError, match="row 1"):
+        sample(library, np.zeros((2, 9), np.float32), rows)
 
 
 def test_tiny_top_p_keeps_the_best_token(library: KernelLibrary) -> None:
@@ -309,7 +359,7 @@ def test_non_finite_logits_give_some_token_and_no_crash(library: KernelLibrary, 
 
 def test_a_step_may_sample_nothing(library: KernelLibrary) -> None:
     """A step of prefill chunks alone has no rows, and leaves none of an earlier step's tokens behind."""
-    sampler = Sampler(library.device, library, 9, 2, EOG_IDS)
+    sampler = Sampler(library.device, library, 9, 2)
     buffer = library.device.upload(np.zeros((2, 9), np.float32), "logits")
     sampler.enqueue(buffer, [RowParams(SamplingParams(seed=0), 0)])
     assert len(sampler.read()) == 1

@@ -33,7 +33,7 @@ def test_a_lone_request_runs_to_its_end() -> None:
     ids = tuple(event.token.token_id for event in tokens if isinstance(event, TokenEvent))
     assert ids == ids_alone(request, 0, 8)
     assert isinstance(end, FinishedEvent)
-    assert (end.reason, end.usage) == (FinishReason.LENGTH, (4, 0, 8, 8))
+    assert (end.reason, end.usage) == (FinishReason.LENGTH, (4, 0, 8, 8, 0, 0))
     world.check_empty()
 
 
@@ -163,10 +163,10 @@ def test_each_step_is_updated_exactly_once() -> None:
     assert step is not None
     with pytest.raises(InternalError, match="a step is in flight"):
         world.scheduler.schedule()
-    with pytest.raises(InternalError, match="the step samples 1 tokens and 2 came back"):
+    with pytest.raises(InternalError, match="the step has 1 rows of logits and 2 tokens came back"):
         world.scheduler.update(step, [make_token(1), make_token(2)])
     with pytest.raises(InternalError, match="not the one in flight"):
-        world.scheduler.update(ScheduledStep(step.chunks, step.num_tokens, step.num_samples), [make_token(1)])
+        world.scheduler.update(ScheduledStep(step.chunks, step.num_tokens, step.num_rows), [make_token(1)])
     world.update(step)
     with pytest.raises(InternalError, match="not the one in flight"):
         world.scheduler.update(step, [make_token(1)])
@@ -252,11 +252,11 @@ def test_a_step_costs_nothing_by_the_length_of_the_prompt() -> None:
     step = scheduler.schedule()
     assert step is not None
     assert step.chunks[0].sequence.request is request
-    scheduler.update(step, [make_token(1)] * step.num_samples)
+    scheduler.update(step, [make_token(1)] * step.num_rows)
     while step.chunks[0].num_tokens > 1:
         step = scheduler.schedule()
         assert step is not None
-        scheduler.update(step, [make_token(1)] * step.num_samples)
+        scheduler.update(step, [make_token(1)] * step.num_rows)
     tracemalloc.start()
     try:
         for _ in range(50):
@@ -279,9 +279,9 @@ def test_schedule_and_update_take_half_a_millisecond_at_256_running() -> None:
         start = time.perf_counter()
         step = scheduler.schedule()
         assert step is not None
-        tokens = [make_token(1)] * step.num_samples
+        tokens = [make_token(1)] * step.num_rows
         scheduler.update(step, tokens)
-        if step.num_samples == step.num_tokens == 256:
+        if step.num_rows == step.num_tokens == 256:
             seconds.append(time.perf_counter() - start)
     assert len(seconds) > 150
     assert sorted(seconds)[len(seconds) // 4] <= 0.5e-3

@@ -16,10 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from engine_service.scheduling.drafter import Drafter
 from engine_service.scheduling.messages import Event, FinishedEvent, SchedulerConfig
 from engine_service.scheduling.sequence import FinishReason, Request, SequenceId
 from service_common.errors import InternalError
-from tests.engine_service.scheduler_world import World, make_request
+from tests.engine_service.scheduler_world import CorruptedDrafts, World, make_request
 
 CONTEXT_LENGTH = 24
 BLOCK_SIZES = (1, 3, 4, 8)
@@ -40,7 +41,8 @@ def build_world(block_size: int, spare_blocks: int, max_num_seqs: int, spare_tok
         pause_grace_seconds=0.5,
         pause_timeout_seconds=20.0,
     )
-    world = World(config, -(-CONTEXT_LENGTH // block_size) + spare_blocks, block_size)
+    drafter = Drafter(lambda sequence: CorruptedDrafts(one_in=sequence.request.id % 4))
+    world = World(config, -(-CONTEXT_LENGTH // block_size) + spare_blocks, block_size, drafter)
     world.step_seconds, world.token_seconds = 0.02, 0.002
     return world
 
@@ -82,6 +84,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         stream_id=st.integers(0, 2),
         cache_salt=st.sampled_from(["", "", "", "other", None]),
+        max_draft_tokens=st.sampled_from([0, 1, 4, 16]),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
     )
     def arrive(
         self,
@@ -94,6 +98,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         stream_id: int,
         cache_salt: str | None,
+        max_draft_tokens: int,
+        prompt_logprobs: int | None,
     ) -> None:
         """A request arrives."""
         now = self.world.clock.now
@@ -111,6 +117,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             ignore_eos=ignore_eos,
             stream_id=stream_id,
             cache_salt=cache_salt,
+            max_draft_tokens=max_draft_tokens,
+            prompt_logprobs=prompt_logprobs,
         )
         self.next_id += 1
         self.world.add(request)
@@ -186,6 +194,8 @@ def random_request(rng: random.Random, world: World, request_id: int) -> Request
         ignore_eos=rng.random() < 0.5,
         stream_id=rng.randrange(3),
         cache_salt=rng.choice(["", "", "", "other", None]),
+        max_draft_tokens=rng.choice([0, 0, 3, 16]),
+        prompt_logprobs=rng.choice([None, None, None, 0]),
     )
 
 
@@ -240,6 +250,8 @@ def test_random_traffic_meets_every_case_and_leaves_nothing(part: int) -> None:
     assert sum(figures.blocks.prefix_hit_tokens for figures in stats) >= 5000
     assert sum(figures.blocks.num_evictions for figures in stats) >= 1000
     assert sum(figures.blocks.num_block_copies for figures in stats) >= 500
+    assert sum(figures.accepted_tokens for figures in stats) >= 1000
+    assert sum(figures.drafted_tokens - figures.accepted_tokens for figures in stats) >= 1000
 
 
 def test_the_same_traffic_gives_the_same_events() -> None:

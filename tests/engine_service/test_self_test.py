@@ -247,7 +247,7 @@ def test_the_kernels_tested_are_the_model_s(
 
 def model_launches(device: Device, reader: GGUFReader, h: Hyperparameters) -> list[Launch]:
     """Makes the model, as the loader does."""
-    limits = StepLimits(max_tokens=8, max_seqs=2, max_blocks_per_seq=2, block_size=BLOCK_SIZE)
+    limits = StepLimits(max_tokens=8, max_seqs=2, max_logit_rows=2, max_blocks_per_seq=2, block_size=BLOCK_SIZE)
     operations = Operations(device, StepInputs(device, limits))
     cache = KVCache(device, KVCacheShape(h.num_layers, h.num_kv_heads, h.head_dim, BLOCK_SIZE, "f16"), num_blocks=2)
     shape = AttentionShape(h.num_heads, h.num_kv_heads, h.head_dim, h.rope_dim, True)

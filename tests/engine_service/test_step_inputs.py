@@ -14,7 +14,7 @@ from engine_service.scheduling.sequence import Sequence
 from service_common.errors import InternalError
 from tests.in_process import request
 
-LIMITS = StepLimits(max_tokens=40, max_seqs=4, max_blocks_per_seq=5, block_size=8)
+LIMITS = StepLimits(max_tokens=40, max_seqs=4, max_logit_rows=6, max_blocks_per_seq=5, block_size=8)
 
 
 def sequence(prompt: list[int], blocks: list[int]) -> Sequence:
@@ -26,19 +26,19 @@ def sequence(prompt: list[int], blocks: list[int]) -> Sequence:
 
 
 def test_a_mixed_step_is_laid_out_flat(device: Device) -> None:
-    """A decode token, a chunk in the middle of a prompt and one that ends it: every array says so (ATT-5, D6)."""
+    """A decode token, a chunk within a prompt and one that ends it, with two logit rows: every array says so."""
     inputs = StepInputs(device, LIMITS)
-    decode = ScheduledChunk(sequence(list(range(10)), [4, 2]), 9, 1, True)
-    middle = ScheduledChunk(sequence(list(range(100, 140)), [9, 1, 7, 3, 5]), 6, 12, False)
-    last = ScheduledChunk(sequence([50, 51, 52], [0]), 0, 3, True)
-    assert inputs.upload([decode, middle, last]) == StepSize(16, 2, 4, 0)
+    decode = ScheduledChunk(sequence(list(range(10)), [4, 2]), 9, 1, 1)
+    middle = ScheduledChunk(sequence(list(range(100, 140)), [9, 1, 7, 3, 5]), 6, 12, 0)
+    last = ScheduledChunk(sequence([50, 51, 52], [0]), 0, 3, 2)
+    assert inputs.upload([decode, middle, last]) == StepSize(16, 3, 4, 0)
 
     def read(name: str, count: int) -> list[int]:
         out = np.empty(count, np.int32)
         device.read(getattr(inputs, name), out)
         return out.tolist()
 
-    assert read("counts", 5) == [16, 2, 4, 0, 1]
+    assert read("counts", 5) == [16, 3, 4, 0, 1]
     assert read("token_ids", 16) == [9, *range(106, 118), 50, 51, 52]
     assert read("positions", 16) == [9, *range(6, 18), 0, 1, 2]
     assert read("slot_mapping", 16) == [
@@ -48,7 +48,7 @@ def test_a_mixed_step_is_laid_out_flat(device: Device) -> None:
         *(7 * 8 + 0, 7 * 8 + 1),
         *(0, 1, 2),
     ]
-    assert read("logit_rows", 2) == [0, 15]
+    assert read("logit_rows", 3) == [0, 14, 15]
     tiles = np.array(read("tiles", 16)).reshape(4, 4)
     assert tiles[:, :3].tolist() == [[0, 0, 1], [1, 1, TILE_ROWS], [1, 1 + TILE_ROWS, 12 - TILE_ROWS], [2, 13, 3]]
     tables = np.array(read("block_tables", 20)).reshape(4, 5)
@@ -59,7 +59,7 @@ def test_a_mixed_step_is_laid_out_flat(device: Device) -> None:
 def test_block_copies_are_laid_out_beside_the_chunks(device: Device) -> None:
     """Sources and targets in pairs, one source for several targets; the next step has none of them."""
     inputs = StepInputs(device, LIMITS)
-    chunks = [ScheduledChunk(sequence([1], [4]), 0, 1, True)]
+    chunks = [ScheduledChunk(sequence([1], [4]), 0, 1, 1)]
     copies = (BlockCopy(4, 2), BlockCopy(4, 9), BlockCopy(0, 1))
     assert inputs.upload(chunks, copies).num_block_copies == 3
     pairs = np.empty((3, 2), np.int32)

@@ -35,7 +35,7 @@ def _complete(running: Engine, sequence: Sequence, blocks: array[int]) -> Answer
     tokens: list[SampledToken] = []
     while len(tokens) < sequence.max_tokens:
         start, stop = sequence.num_computed, sequence.num_tokens
-        chunk = ScheduledChunk(sequence, start, stop - start, True)
+        chunk = ScheduledChunk(sequence, start, stop - start, 1)
         [token] = running._runner.run(ScheduledStep([chunk], stop - start, 1))
         if sequence.ends_with(token.token_id):
             return Answer(tuple(tokens), FinishReason.STOP, token.token_id)

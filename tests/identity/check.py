@@ -17,8 +17,11 @@ from tests.identity.models import BUNDLED, LAYOUTS, make_model
 from tests.identity.pools import pools
 from tests.identity.world import CONTEXT_LENGTH, Outcome, World, run_world
 
-MIN_COUNT = 20  # of each of the first five counts, or the check has shown too little
-MUST_HAPPEN = ("preemptions", "prefix_hits", "evictions", "copies", "mixed_steps")
+MIN_COUNT = 20  # of each count of MUST_HAPPEN, or the check has shown too little
+MUST_HAPPEN = (
+    *("preemptions", "prefix_hits", "evictions", "copies", "mixed_steps"),
+    *("accepted_drafts", "refused_drafts"),
+)
 _WORLD_REQUESTS, _LAYOUT_WORLD_REQUESTS = 25, 13  # at most
 _VARIANTS = (("f16", 1), ("int8", 2), ("f16", 2), ("int8", 1))  # type of the cache and threads; all turns of two differ
 

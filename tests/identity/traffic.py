@@ -6,6 +6,7 @@ import random
 
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.sequence import Request
+from engine_service.scheduling.speculation import Speculation
 from tests.identity.answer import Answered
 
 _LENGTHS = (1, 3, 7, 8, 9, 31, 32, 33, 64, 100, 180, 260)
@@ -43,6 +44,7 @@ class Traffic:
             logprobs=rng.choice((0, 1, 5)),
             stream_id=rng.randrange(3),
             cache_salt=rng.choice(_SALTS),
+            speculation=Speculation(max_draft_tokens=rng.choice((0, 0, 4, 16)), ngram_size=rng.choice((1, 2, 3))),
         )
 
     def _prompt_ids(self, earlier: list[Request], answered: list[Answered]) -> tuple[int, ...]:

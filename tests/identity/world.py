@@ -48,6 +48,8 @@ class Counts(NamedTuple):
     evictions: int = 0
     copies: int = 0
     mixed_steps: int = 0
+    accepted_drafts: int = 0
+    refused_drafts: int = 0
     forks: int = 0
     pauses: int = 0
     cuts: int = 0
@@ -78,10 +80,10 @@ def run_world(world: World) -> Outcome:
 def _engine_options(
     rng: random.Random, kv_cache_type: str, num_layers: int, num_kv_heads: int, head_dim: int
 ) -> dict[str, Any]:
-    """Settings with KV blocks for one to two and a half contexts."""
+    """Settings with KV blocks for one context and a bit less than another."""
     block_size, max_num_seqs = rng.choice((8, 32)), rng.choice((4, 8, 12))
     max_num_batched_tokens = max(max_num_seqs, rng.choice((1, 20, 65, 200, 512)))
-    num_blocks = max(max_num_seqs, round(CONTEXT_LENGTH // block_size * rng.uniform(1.0, 2.5)))
+    num_blocks = max(max_num_seqs, round(CONTEXT_LENGTH // block_size * rng.uniform(1.0, 1.8)))
     block_bytes = KVCacheShape(num_layers, num_kv_heads, head_dim, block_size, kv_cache_type).block_bytes
     return {
         "block_size": block_size,
@@ -193,6 +195,8 @@ class _Run:
             evictions=stats.blocks.num_evictions,
             copies=stats.blocks.num_block_copies,
             mixed_steps=self._runner.num_mixed_steps,
+            accepted_drafts=stats.accepted_tokens,
+            refused_drafts=stats.drafted_tokens - stats.accepted_tokens,
             forks=sum(request.num_choices - 1 for request in self._requests),
             pauses=self._num_pauses,
             cuts=sum(answer.is_cut for _, answers in answered for answer in answers),

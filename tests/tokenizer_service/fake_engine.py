@@ -229,6 +229,11 @@ class FakeEngine(EngineServiceServicer):
 
     async def _run(self, request: _Request, updates: asyncio.Queue[Update | None]) -> None:
         submit = request.submit
+        if submit.params.HasField("prompt_logprobs"):
+            for token_id in submit.token_ids[1:]:
+                scores = [TokenLogprobs(chosen=Logprob(token_id=token_id, logprob=-0.5))]
+                delta = Delta(prompt_logprobs=scores)
+                updates.put_nowait(Update(request_id=submit.request_id, delta=delta))
         for choice in range(submit.params.n if submit.params.HasField("n") else 1):
             generated = 0
             try:

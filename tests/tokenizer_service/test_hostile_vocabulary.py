@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service_common.errors import ModelFileError
+from service_common.token_table import MAX_TOKEN_BYTES
 from tests.tokenizer_service.vocabulary_builder import (
     bpe_keys,
     character_bpe_keys,
@@ -16,7 +17,6 @@ from tests.tokenizer_service.vocabulary_builder import (
     vocabulary,
     word_piece_keys,
 )
-from tokenizer_service.token_table import MAX_TOKEN_BYTES
 
 _EMPTY: list[str] = []
 _SPM = spm_keys()

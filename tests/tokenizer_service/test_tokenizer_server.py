@@ -131,6 +131,40 @@ async def test_logprobs_name_the_bytes_of_their_tokens(tmp_path: Path) -> None:
         assert entries[0].chosen.logprob == -0.5
 
 
+async def test_prompt_logprobs_come_first_and_say_where_their_tokens_begin(tmp_path: Path) -> None:
+    """The prompt's tokens but the first, each with its bytes and its place in the text that echo returns."""
+    async with world(tmp_path, byte_tokens("ab")) as service:
+        params = GenerationParams(prompt_logprobs=0, echo=True, n=2)
+        request = pb.GenerateRequest(prompt=pb.Prompt(text="an é it is"), params=params)
+        deltas = [
+            update.delta
+            async for response in service.stub.Generate(request)
+            for update in response.updates
+            if update.HasField("delta") and update.choice == 0
+        ]
+        has_tokens = [bool(delta.token_ids) for delta in deltas if delta.token_ids or delta.prompt_logprobs]
+        assert has_tokens == sorted(has_tokens)
+        assert has_tokens[0] is False
+        entries = [entry for delta in deltas for entry in delta.prompt_logprobs]
+        prompt_ids = list(service.engine.submits[0].token_ids)
+        assert [entry.chosen.token_id for entry in entries] == prompt_ids[1:]
+        text = "an é it is"
+        raw = b"".join(entry.chosen.token for entry in entries)
+        assert raw.decode().removeprefix(" ") == text
+        for entry in entries:
+            token = entry.chosen.token
+            if token.isascii():
+                assert text[entry.text_offset :].startswith(token.decode().removeprefix(" " * (not entry.text_offset)))
+
+
+async def test_a_whole_answer_has_the_prompts_logprobs(tmp_path: Path) -> None:
+    """Complete gathers them beside the choices."""
+    async with world(tmp_path) as service:
+        answer = await service.stub.Complete(plain(prompt_logprobs=0))
+        prompt_ids = list(service.engine.submits[0].token_ids)
+        assert [entry.chosen.token_id for entry in answer.prompt_logprobs] == prompt_ids[1:]
+
+
 async def test_plain_stream_needs_no_credit(tmp_path: Path) -> None:
     """Generate streams one request under id 0 and ends with its last choice."""
     async with world(tmp_path) as service:

@@ -11,9 +11,9 @@ from gguf import TokenType
 
 from service_common.errors import InvalidArgumentError
 from service_common.gguf_reader import GGUFReader
+from service_common.token_table import TokenKind
 from tests.tokenizer_service.vocabulary_builder import bpe_keys, random_text, spm_keys, vocabulary, with_tokens
 from tokenizer_service.spm_bpe import merge_by_score
-from tokenizer_service.token_table import TokenKind
 from tokenizer_service.vocabulary import Vocabulary
 
 _SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -90,6 +90,8 @@ class Delta:
     """A piece of one choice's output, which stands for `num_tokens` tokens. `text` may be empty.
 
     `section` is what all of the text is part of, None where sections are not told apart (see Params).
+    `prompt_logprobs`, where asked for, are of the prompt's tokens, in order and from the second on: in deltas of the
+    first choice that come before its first token.
     """
 
     text: str
@@ -98,6 +100,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     choice: int = 0
     section: Section | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `text` is that of the first choice."""
+    """A whole answer. `text` is that of the first choice; `prompt_logprobs` begin with the prompt's second token."""
 
     choices: tuple[Choice, ...]
     accepted: Accepted
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def text(self) -> str:

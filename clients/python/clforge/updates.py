@@ -81,7 +81,8 @@ def completion_from_proto(response: tokenizer_pb2.CompleteResponse) -> Completio
         )
         for index, choice in enumerate(response.choices)
     )
-    return Completion(tuple(choices), accepted_from_proto(response.accepted))
+    prompt_logprobs = _logprobs(response.prompt_logprobs)
+    return Completion(tuple(choices), accepted_from_proto(response.accepted), prompt_logprobs)
 
 
 def accepted_from_proto(accepted: pb.Accepted) -> Accepted:
@@ -130,8 +131,15 @@ _ORIGINS: dict[int, ChatTemplateOrigin] = {
 
 
 def _delta(delta: pb.Delta, choice: int) -> Delta:
-    section = _SECTIONS.get(delta.section)
-    return Delta(delta.text, tuple(delta.token_ids), delta.num_tokens, _logprobs(delta.logprobs), choice, section)
+    return Delta(
+        text=delta.text,
+        token_ids=tuple(delta.token_ids),
+        num_tokens=delta.num_tokens,
+        logprobs=_logprobs(delta.logprobs),
+        choice=choice,
+        section=_SECTIONS.get(delta.section),
+        prompt_logprobs=_logprobs(delta.prompt_logprobs),
+    )
 
 
 def _logprobs(entries: Iterable[pb.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:

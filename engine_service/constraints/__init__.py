@@ -1,0 +1,1 @@
+"""Structured output: grammars from what users ask for, and masks of the tokens that they allow."""
