@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _KEYS: dict[str, Callable[[], dict[str, Any]]] = {
     "bert": word_piece_keys,
     "rwkv": rwkv_keys,
     "model whitespace": lambda: character_bpe_keys(model="whitespace", pre="whitespace"),
-    **{rule: lambda rule=rule: character_bpe_keys(model="gpt2", pre=rule) for rule in CHARACTER_RULES},
+    **{rule: partial(character_bpe_keys, model="gpt2", pre=rule) for rule in CHARACTER_RULES},
 }
 
 
