@@ -12,7 +12,7 @@ import pytest
 
 from engine_service.constraints.compiler import GrammarCompiler
 from engine_service.constraints.spec import ConstraintSpec, Kind
-from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
+from engine_service.scheduling.sampling_params import GenerationLimits
 from engine_service.scheduling.sequence import FinishReason
 from tests.engine_service.constraint_corpus import Case, corpus
 from tests.engine_service.constraint_world import ConstraintWorld, Output, constraint_world
