@@ -57,8 +57,8 @@ def _answer(line: bytes, tokenizer: LLTokenizer, limits: TrialLimits) -> dict[st
         return {"error": _shortened(str(error))}
     if len(lark) > limits.lark_characters:
         return {"error": f"it stands for more than {limits.lark_characters} characters of Lark"}
-    reason = _error_of(lark, tokenizer)
-    return {"error": _shortened(reason)} if reason else {"lark": lark}
+    refusal = _error_of(lark, tokenizer)
+    return {"error": _shortened(refusal)} if refusal else {"lark": lark}
 
 
 def _error_of(lark: str, tokenizer: LLTokenizer) -> str:
