@@ -46,7 +46,7 @@ class Mirostat(TypedDict, total=False):
 class Params(TypedDict, total=False):
     """Keyword arguments of `generate`, `complete` and `submit`.
 
-    Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`, and all from `typical_p` to `order`:
+    Choosing tokens: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `seed`, and from `typical_p` to `order`:
     docs/sampling.md, by whose names stages go. Ending: `max_tokens`, `min_tokens`, `stop` (strings),
     `stop_token_ids`, `ignore_eos`, `include_stop`. `n` choices; `priority`, higher is sooner;
     `timeout` in seconds, queueing included; `cache_salt` and `no_cache` for the prefix cache; `logprobs`: how many most
