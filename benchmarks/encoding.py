@@ -15,7 +15,8 @@ from engine_service.bench.machine import ROOT
 from engine_service.bench.protocol import BenchError
 from service_common.gguf_reader import GGUFReader
 from service_common.special_tokens import MODEL_KEY, PRE_KEY, SpecialTokens
-from service_common.token_table import TokenTable
+from service_common.token_spelling import SPACE
+from service_common.token_table import TokenKind, TokenTable, read_scores
 from tokenizer_service.byte_level_bpe import words_of
 from tokenizer_service.merges import mergeable_ids, read_merges
 from tokenizer_service.pre_tokenizers import PRE_TOKENIZERS

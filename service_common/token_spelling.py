@@ -33,14 +33,14 @@ def _byte_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTE_OF_LETTER: Mapping[str, int] = _byte_letters()
+BYTE_OF_LETTER: Mapping[str, int] = _byte_letters()
 
 
 def bytes_of_letters(text: str) -> bytes:
     """Of a byte-level vocabulary. A spelling that is not in letters of bytes, as those of tokens added after training
     are, stands for itself."""
     try:
-        return bytes([_BYTE_OF_LETTER[letter] for letter in text])
+        return bytes([BYTE_OF_LETTER[letter] for letter in text])
     except KeyError:
         return text.encode("utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Regex, pre_tokenizers
 
 from service_common.gguf_reader import GGUFReader
-from service_common.token_spelling import bytes_of_letters
+from service_common.token_spelling import BYTE_OF_LETTER, bytes_of_letters
 from service_common.token_table import TokenTable
 from tokenizer_service.added_tokens import AddedByDefault
 from tokenizer_service.bpe import Bpe
@@ -24,7 +24,7 @@ class ByteLevelBpe:
         self.added = AddedByDefault(bos=rule.add_bos)
         ids = mergeable_ids(table)
         merges = read_merges(reader, table, ids)
-        self._bpe = Bpe(ids, merges, words_of(rule), letters=_BYTE_OF_LETTER, ignore_merges=rule.ignore_merges)
+        self._bpe = Bpe(ids, merges, words_of(rule), letters=BYTE_OF_LETTER, ignore_merges=rule.ignore_merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are not looked for."""

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 
 from engine_service.compute.kv_plan import KV_FORMATS, KVCacheShape
 from engine_service.scheduling.sampled_token import SampledToken
+from engine_service.scheduling.sampling_methods import Dry, Mirostat, Xtc
 from engine_service.scheduling.sampling_params import GenerationLimits, SamplingParams
 from engine_service.scheduling.sequence import Request
 from tests.gguf_builder import tiny_llama
@@ -51,7 +52,16 @@ def mixed_requests(seed: int) -> list[Request]:
             top_k=rng.choice((0, 1, 40)),
             top_p=rng.choice((1.0, 0.9)),
             min_p=rng.choice((0.0, 0.05)),
+            typical_p=rng.choice((1.0, 0.9)),
+            top_n_sigma=rng.choice((0.0, 2.0)),
+            repetition_penalty=rng.choice((1.0, 1.3)),
+            presence_penalty=rng.choice((0.0, 0.5)),
+            penalty_window=rng.choice((0, 8)),
+            dry=Dry(multiplier=rng.choice((0.0, 1.0)), allowed_length=1),
+            xtc=Xtc(probability=rng.choice((0.0, 0.5)), threshold=0.01),
         )
+        if request_id % 8 == 7:
+            sampling = SamplingParams(seed=request_id, mirostat=Mirostat(target=3.0), logit_bias=((5, 2.0),))
         limits = GenerationLimits(max_tokens=rng.randrange(5, 30), ignore_eos=True)
         requests.append(request(request_id, prompt, 0, sampling=sampling, limits=limits, logprobs=3))
     return requests
