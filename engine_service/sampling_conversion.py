@@ -17,8 +17,10 @@ from service_common.errors import InvalidArgumentError
 MAX_BREAKERS = 16
 MAX_BREAKER_BYTES = 64
 _DEFAULT_BREAKERS = ("\n", ":", '"', "*")
-_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "repetition_penalty")
-_NUMBERS += ("frequency_penalty", "presence_penalty", "penalty_window")
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window"),
+)
 
 IdsContaining = Callable[[bytes], frozenset[int]]  # the tokens that have these bytes in their text
 
@@ -27,7 +29,7 @@ def to_sampling_params(sampling: pb.SamplingParams, vocab_size: int, ids_contain
     """Checked parameters, with a seed of our own where there is none. InvalidArgumentError names what is wrong."""
     if sampling.bad_words:
         raise InvalidArgumentError("params.sampling.bad_words", "set", "words belong to the tokenizer service")
-    given: dict[str, Any] = {name: getattr(sampling, name) for name in _NUMBERS if sampling.HasField(name)}
+    given = _fields(sampling, *_NUMBERS)
     if sampling.HasField("dry"):
         given["dry"] = _to_dry(sampling.dry, ids_containing)
     if sampling.HasField("xtc"):

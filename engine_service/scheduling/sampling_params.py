@@ -143,7 +143,7 @@ class SamplingParams:
             case Stage.TOP_N_SIGMA:
                 return self.top_n_sigma > 0
             case Stage.TEMPERATURE:
-                return self.inverse_temperature != 1
+                return bool(self.inverse_temperature != 1)
             case Stage.TOP_K:
                 return self.top_k > 0
             case Stage.TYPICAL_P:

@@ -160,7 +160,7 @@ class Sequence:
         return len(self.request.prompt_ids)
 
     @property
-    def cache_salt(self) -> str | None:
+    def cache_salt(self) -> Hashable | None:
         """The request's; None, for no prefix cache, while prompt tokens have no score: what is cached has no logits."""
         return None if self.num_scored < self.num_prompt_tokens else self.request.cache_salt
 

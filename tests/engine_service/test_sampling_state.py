@@ -63,8 +63,8 @@ def test_penalties_and_dry_are_those_of_a_recount(window: int, repetition_penalt
     known = rng.integers(5, size=prompt_len).tolist()
     state = SamplingState(sampling, known)
     for _ in range(60):
-        tail = rng.integers(5, size=rng.integers(4)).tolist()
-        for added in (tail, []):
+        tail: list[int] = rng.integers(5, size=rng.integers(4)).tolist()
+        for added in (tail, list[int]()):
             found = state.adjustments(tuple(added))
             assert as_dict(found.penalties) == recounted_penalties(sampling, known + added, prompt_len)
             assert as_dict(found.dry) == recounted_dry(sampling.dry, known + added)

@@ -12,6 +12,7 @@ import pytest
 from gguf import TokenType
 
 from service_common.gguf_reader import GGUFReader
+from service_common.token_table import TokenKind
 from tests.tokenizer_service.character_map_builder import character_map
 from tests.tokenizer_service.vocabulary_builder import (
     bpe_keys,
@@ -25,7 +26,6 @@ from tests.tokenizer_service.vocabulary_builder import (
     word_piece_keys,
 )
 from tokenizer_service.offsets import ranges_of_bytes
-from tokenizer_service.token_table import TokenKind
 from tokenizer_service.vocabulary import Vocabulary
 
 BYTES = {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}

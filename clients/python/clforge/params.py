@@ -205,7 +205,7 @@ def _set_method(method: Any, name: str, given: Any) -> None:
         _set(method, field, value)
 
 
-def _stage(name: Any, field: str) -> pb.SamplingStage:
+def _stage(name: Any, field: str) -> pb.SamplingStage.ValueType:
     try:
         return pb.SamplingStage.Value(f"SAMPLING_STAGE_{name.upper()}")
     except (AttributeError, ValueError):
