@@ -634,7 +634,9 @@ async def test_full_queue_holds_back_submits_but_never_cancels() -> None:
 def test_every_parameter_has_a_place_in_the_message() -> None:
     """Each name of Params but model is set by params_to_proto, so that none is dropped in silence."""
     values: dict[str, Any] = dict.fromkeys(clforge.Params.__annotations__, 1)
-    values |= {"stop": ["a"], "stop_token_ids": [1], "cache_salt": "s", "model": "m"}
+    values |= {"stop": ["a"], "stop_token_ids": [1], "cache_salt": "s", "model": "m", "dry": {"multiplier": 1}}
+    values |= {"xtc": {"probability": 1}, "mirostat": {"target": 1}, "logit_bias": {1: 1.0}, "allowed_token_ids": [1]}
+    values |= {"bad_token_sequences": [[1]], "bad_words": ["a"], "order": ["temperature"]}
     for name in ("json_schema", "regex", "grammar", "choices"):
         del values[name]
     message = params_to_proto(values)  # type: ignore[arg-type]
@@ -656,7 +658,7 @@ def test_a_constraint_has_its_place_in_the_message() -> None:
         ({"regex": "a", "choices": ["b"]}, "choices"),
         ({"regex": 5}, "regex"),
         ({"json_schema": {"a": object()}}, "json_schema"),
-        ({"choices": "text"}, "texts"),
+        ({"choices": "text"}, "choices"),
     ):
         with pytest.raises(clforge.InvalidRequestError, match=field):
             params_to_proto(wrong)  # type: ignore[arg-type]

@@ -66,9 +66,9 @@ SLIPS = [
     ("quantize", "(qa + qb)", "(qa - qb)"),
     ("swiglu", "clf_exp8(-g) + 1.0f", "clf_exp8(-g) + 1.001f"),
     ("sample", "round < 10", "round < 9"),
-    ("sample", "p->top_k, true", "p->top_k / 2, true"),
-    ("sample", "p->top_p_weight << 33", "p->top_p_weight << 32"),
-    ("sample", "w >= threshold", "w >= 2.0f * threshold"),
+    ("sample", "s->sum, p->top_k)", "s->sum, p->top_k / 2)"),
+    ("sample", "s->sum, p->top_p_weight)", "s->sum, p->top_p_weight / 2)"),
+    ("sample", "to_uint8(w) >= threshold", "to_uint8(w) >= 2 * threshold"),
     ("sample", "report->chosen_logit = row[token_id]", "report->chosen_logit = row[0]"),
 ]
 
