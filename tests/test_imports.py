@@ -45,7 +45,7 @@ _ENGINE_ROWS = [
     {"compute.step_inputs", "compute.sampler", "compute.self_test_pages", "compute.work"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
-    {"compute.kv_plan"},
+    {"compute.kv_plan", "compute.weight_packer"},
     {"models.tensor_table"},
     {"models.hyperparameters"},
     {"scheduling.sampling_params", "compute.quant_layouts", "compute.kernel_library"},
