@@ -72,7 +72,7 @@ def load_engine(
     inputs = StepInputs(device, limits)
     structlog.get_logger(__name__).info("KV cache planned", arithmetic=str(plan))
     cache = KVCache(device, plan.shape, plan.num_blocks)
-    weights = Weights(device, reader, progress)
+    weights = Weights(program.library, reader, progress)
     operations = Operations(device, inputs)
     model = LlamaModel(hyperparameters, reader, weights, operations, cache, device, limits)
     sampler = Sampler(device, program.library, hyperparameters.vocab_size, limits.max_logit_rows)

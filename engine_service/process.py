@@ -152,7 +152,7 @@ class EngineProcess:
     def _load(self) -> Engine:
         """On the engine thread: makes first contact, then loads the model."""
         _give_way()
-        first_contact.establish(self._config.device, self._config.cache_dir, self._config.threads)
+        contact = first_contact.establish(self._config.device, self._config.cache_dir, self._config.threads)
         from engine_service.loader import load_engine  # imports OpenCL, which first contact must precede
 
         sha256 = self.server.tokenizer_file.sha256
@@ -162,6 +162,7 @@ class EngineProcess:
             )
         except DeviceError as error:
             raise StartupError(str(error)) from error
+        contact.has_loaded()
         self._model = loaded.model
         return loaded.engine
 

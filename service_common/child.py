@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from service_common import held_start
 from service_common.options import child_environment
 
 KILL_SECONDS = 10.0  # beyond its own limits a child gets so long to end
@@ -25,14 +26,18 @@ class Child:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, name: str, module: str, arguments: Sequence[str], *, listens: bool = False) -> Child:
+    async def start(
+        cls, name: str, module: str, arguments: Sequence[str], *, listens: bool = False, held: bool = False
+    ) -> Child:
         """Starts `python -P -m module`, which reads its standard input if it `listens`.
 
-        Its group is its own, so that Ctrl-C on a terminal reaches only us.
+        One that is `held` imports what it is made of and then does nothing, not even read its options, before
+        `release`. Its group is its own, so that Ctrl-C on a terminal reaches only us.
         """
+        modules = [held_start.__name__, module] if held else [module]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", module, *arguments),
-            stdin=asyncio.subprocess.PIPE if listens else asyncio.subprocess.DEVNULL,
+            *(sys.executable, "-P", "-m", *modules, *arguments),
+            stdin=asyncio.subprocess.PIPE if listens or held else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=_QUIET_GRPC | child_environment(),
             process_group=0,
@@ -56,6 +61,10 @@ class Child:
         """Writes a line to its standard input, if it is still there; it must have been started as one that listens."""
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
+
+    def release(self) -> None:
+        """Lets one that was held begin."""
+        self.tell(held_start.BEGIN)
 
     def interrupt(self) -> None:
         """Asks it to drain; a second time, to hurry."""

@@ -47,7 +47,7 @@ _ENGINE_ROWS = [
     {"compute.step_inputs", "compute.sampler", "compute.self_test_pages", "compute.work"},
     {"scheduling.messages"},
     {"scheduling.sequence", "compute.kv_cache", "compute.weights", "models.rotary"},
-    {"compute.kv_plan", "compute.row_params", "scheduling.sampling_state"},
+    {"compute.kv_plan", "compute.row_params", "compute.weight_packer", "scheduling.sampling_state"},
     {"models.tensor_table", "scheduling.penalty_window"},
     {"models.hyperparameters"},
     {"scheduling.ngram_index", "scheduling.draft_length"},

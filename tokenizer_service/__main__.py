@@ -21,5 +21,10 @@ def run(config: TokenizerConfig) -> None:
     run_service(lambda: process.serve(config) if config.workers == 1 else workers.serve(config))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     app(prog_name="clforge tokenizer")
+
+
+if __name__ == "__main__":
+    main()

@@ -154,7 +154,7 @@ def open_ours(config: OursConfig) -> tuple[Ours, dict[str, Any]]:
         kv_cache_type=KVCacheType.F16,
         pause_timeout_seconds=_A_DAY,
     )
-    first_contact.establish(engine_config.device, threads=config.threads)
+    contact = first_contact.establish(engine_config.device, threads=config.threads)
     from engine_service.compute.device import list_devices  # these import OpenCL, which first contact must precede
     from engine_service.loader import load_engine
 
@@ -164,6 +164,7 @@ def open_ours(config: OursConfig) -> tuple[Ours, dict[str, Any]]:
         hyperparameters = replace(trained, context_length=max(trained.context_length, config.context_length))
         plan = _plan(config, engine_config, reader, hyperparameters)
         loaded = load_engine(engine_config, reader, hyperparameters, plan, "", _progress_teller())
+        contact.has_loaded()
         facts = {
             "vocab_size": loaded.model.vocab_size,
             "trained_context_length": trained.context_length,

@@ -116,6 +116,15 @@ class Device:
         self.write(buffer, array)
         return buffer
 
+    def lend(self, array: NDArray[Any]) -> cl.Buffer:
+        """A buffer for kernels to read the C-contiguous `array` from, while its owner keeps it as it is.
+
+        A CPU reads it where it lies, which may be a memory map; another device gets a copy.
+        """
+        flags = cl.mem_flags.READ_ONLY | (cl.mem_flags.USE_HOST_PTR if self.is_cpu else cl.mem_flags.COPY_HOST_PTR)
+        with device_errors("lend buffer", bytes=array.nbytes):
+            return cl.Buffer(self.context, flags, hostbuf=array)
+
     def write(self, buffer: cl.Buffer, array: NDArray[Any], offset: int = 0) -> None:
         """Copies `array` into `buffer` from byte `offset` on; returns when the array may be changed again."""
         self._check_range("write buffer", buffer, array.nbytes, offset)

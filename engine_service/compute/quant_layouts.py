@@ -35,7 +35,6 @@ from service_common.errors import StartupError
 
 ROWS = 8
 _CODES = 32
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -114,34 +113,16 @@ def packed_bytes(layout: Layout, n: int, k: int) -> int:
     return -(-n // ROWS) * (k // layout.block) * layout.tile_bytes
 
 
-def pack_chunks(layout: Layout, raw: Bytes, k: int) -> Iterator[tuple[int, Bytes]]:
-    """Repacks file rows `raw` (n, row_bytes), piece by piece: (byte offset in the device buffer, 1-D bytes).
+def pack(layout: Layout, raw: Bytes, k: int) -> Bytes:
+    """File rows `raw` (n, row_bytes) as the `packed_bytes(layout, n, k)` bytes of the device, in one dimension.
 
-    The pieces are in order and without gaps, `packed_bytes(layout, n, k)` in all. A piece comes from about a
-    megabyte of the file (at least 8 rows), so memory stays bounded and `raw` may be a memory map. ValueError for
-    another row size.
+    The reference for kernels/cpu/repack.cl. Takes several times the memory of `raw`. ValueError for another row size.
     """
     n, row_bytes = raw.shape
     if row_bytes != layout.file_row_bytes(k):
         raise ValueError(f"a row of {k} {layout.name} elements has {row_bytes} bytes; need {layout.file_row_bytes(k)}")
-    step = max(1, _CHUNK_BYTES // (ROWS * row_bytes)) * ROWS
-    offset = 0
-    for start in range(0, n, step):
-        rows = np.ascontiguousarray(raw[start : start + step])
-        missing = -len(rows) % ROWS
-        if missing:
-            rows = np.concatenate([rows, np.zeros((missing, row_bytes), np.uint8)])
-        chunk = _pack_quantised(layout, rows) if layout.is_quantised else _pack_float(rows, row_bytes // k)
-        yield offset, chunk
-        offset += chunk.size
-
-
-def pack(layout: Layout, raw: Bytes, k: int) -> Bytes:
-    """All of `pack_chunks` as one array of `packed_bytes(layout, n, k)` bytes."""
-    out = np.empty(packed_bytes(layout, len(raw), k), np.uint8)
-    for offset, chunk in pack_chunks(layout, raw, k):
-        out[offset : offset + chunk.size] = chunk
-    return out
+    rows = np.concatenate([raw, np.zeros((-n % ROWS, row_bytes), np.uint8)])
+    return _pack_quantised(layout, rows) if layout.is_quantised else _pack_float(rows, row_bytes // k)
 
 
 def _pack_float(rows: Bytes, itemsize: int) -> Bytes:

@@ -1,4 +1,4 @@
-"""Weights from a model file to the device: each tensor is repacked into its layout, chunk by chunk."""
+"""Weights from a model file to the device: each tensor is repacked into its layout, piece by piece."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import NDArray
 
-from engine_service.compute.device import Device
-from engine_service.compute.quant_layouts import Layout, layout_for, pack_chunks, packed_bytes
+from engine_service.compute.kernel_library import KernelLibrary
+from engine_service.compute.quant_layouts import Layout, layout_for, packed_bytes
+from engine_service.compute.weight_packer import WeightPacker
 from service_common.errors import ModelFileError
 from service_common.gguf_reader import GGUFReader
 
@@ -32,8 +33,9 @@ class Weights:
     `progress(done, total)` is told bytes of the file as they are loaded.
     """
 
-    def __init__(self, device: Device, reader: GGUFReader, progress: Progress) -> None:
-        self._device, self._reader, self._progress = device, reader, progress
+    def __init__(self, library: KernelLibrary, reader: GGUFReader, progress: Progress) -> None:
+        self._device, self._reader, self._progress = library.device, reader, progress
+        self._packer = WeightPacker(library)
         self._matrices: dict[str, Matrix] = {}
         self._loaded_bytes = 0
         self._total_bytes = sum(tensor.nbytes for tensor in reader.tensors.values())
@@ -74,11 +76,10 @@ class Weights:
         nbytes = packed_bytes(layout, rows, cols)
         buffer = self._device.empty(nbytes, name)
         done_before = self._loaded_bytes
-        for offset, chunk in pack_chunks(layout, self._reader.tensor_bytes(name), cols):
-            self._device.write(buffer, chunk, offset)
-            self._progress(done_before + (offset + chunk.nbytes) * tensor.nbytes // nbytes, self._total_bytes)
+        for num_rows in self._packer.write(buffer, layout, self._reader.tensor_bytes(name), cols):
+            self._progress(done_before + num_rows * tensor.row_bytes, self._total_bytes)
         self.device_bytes += nbytes
-        self._advance(tensor.nbytes)
+        self._loaded_bytes += tensor.nbytes
         return Matrix(buffer, layout, rows, cols)
 
     def _advance(self, nbytes: int) -> None:

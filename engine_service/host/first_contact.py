@@ -3,6 +3,7 @@
 The parent's half imports no OpenCL. The child (`python -P -m engine_service.host.first_contact DEVICE REPORT`) lists
 the devices, then builds and launches a trivial kernel on one of them, with an empty kernel cache, so that compiler and
 linker are really used. It adds a line of JSON to REPORT after each stage: what is missing tells where it died.
+Drivers that have loaded an engine before, and have not changed, are not tried again: see driver_stamp.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from engine_service.host import linker
 from engine_service.host.device_description import DeviceDescription, describe
+from engine_service.host.driver_stamp import DriverStamp
 from engine_service.host.linker import Linker
 from service_common.errors import ConfigError
 from service_common.resources import usable_cpus
@@ -38,13 +40,28 @@ _TRIVIAL_KERNEL = "__kernel void trivial(__global int *x) { int i = get_global_i
 class ProbeReport:
     """What first contact found. `failure` is None when the kernel ran, else one line that says what to do.
 
-    `driver_died` tells that it was the first launch, with every linker, that ended the child.
+    `driver_died` tells that it was the first launch, with every linker, that ended the child. `libraries` are the files
+    whose code the child had in its memory when the kernel had run; empty where the system does not tell.
     """
 
     devices: tuple[DeviceDescription, ...]
     linker: Linker
     failure: str | None
     driver_died: bool = False
+    libraries: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contact:
+    """A device that may be used: its drivers have just been tried, or have loaded an engine before."""
+
+    _stamp: DriverStamp | None
+    _stamp_path: Path
+
+    def has_loaded(self) -> None:
+        """Tells that an engine has loaded, so that the next start need not try the same drivers again."""
+        if self._stamp is not None:
+            self._stamp.put(self._stamp_path)
 
 
 @dataclass(frozen=True)
@@ -54,22 +71,29 @@ class _ChildReport:
     devices: tuple[DeviceDescription, ...] | None = None
     launched: bool = False
     error: str | None = None
+    libraries: tuple[Path, ...] = ()
     death: str | None = None
 
 
-def establish(device: int, cache_dir: Path | None = None, threads: int | None = None) -> ProbeReport:
-    """Prepares this process for OpenCL and makes sure that the device works. Takes about a second.
+def establish(device: int, cache_dir: Path | None = None, threads: int | None = None) -> Contact:
+    """Prepares this process for OpenCL and makes sure that the device works. Takes a second, or with a stamp none.
 
     Must be called before pyopencl is imported. `cache_dir` None means `default_cache_dir`. Raises ConfigError, with the
     remedy, when the device cannot be used.
     """
     cache_dir = cache_dir or default_cache_dir()
     prepare_environment(cache_dir, threads)
+    stamp_path = cache_dir / f"device-{device}.worked"
+    stamp = DriverStamp.take(stamp_path, device)
+    if stamp is not None:
+        stamp.linker.install()
+        return Contact(stamp, stamp_path)
     report = probe(device, cache_dir=cache_dir)
     if report.failure is not None:
         raise ConfigError(report.failure)
+    stamp = DriverStamp.of(device, report.linker, report.libraries)
     report.linker.install()
-    return report
+    return Contact(stamp, stamp_path)
 
 
 def prepare_environment(cache_dir: Path, threads: int | None = None) -> None:
@@ -136,7 +160,7 @@ def probe(device: int = 0, *, cache_dir: Path | None = None, timeout_seconds: fl
             kernel_cache.mkdir()
             child = _run_child(device, choice, kernel_cache, timeout_seconds)
             driver_died = bool(child.devices) and child.death is not None
-            report = ProbeReport(child.devices or (), choice, _failure(child, device), driver_died)
+            report = ProbeReport(child.devices or (), choice, _failure(child, device), driver_died, child.libraries)
             if not driver_died:
                 return report
             failed = failed or report
@@ -206,9 +230,10 @@ def _read_report(path: Path, death: str | None) -> _ChildReport:
         facts |= json.loads(line)
     devices = facts.get("devices")
     return _ChildReport(
-        devices=None if devices is None else tuple(DeviceDescription.from_json(entry) for entry in devices),
+        devices=None if devices is None else tuple(map(DeviceDescription.from_json, devices)),
         launched=facts.get("launched", False),
         error=facts.get("error"),
+        libraries=tuple(map(Path, facts.get("libraries", ()))),
         death=death,
     )
 
@@ -227,7 +252,7 @@ def main(device: int, report: Path) -> None:
     if not 0 <= device < len(handles):
         return
     try:
-        _tell(report, launched=_launch(cl, handles[device]))
+        _tell(report, launched=_launch(cl, handles[device]), libraries=_libraries(report.parent))
     except cl.Error as error:
         _tell(report, error=str(error).splitlines()[0])
 
@@ -254,6 +279,14 @@ def _launch(cl: Any, handle: Any) -> bool:
     cl.enqueue_nd_range_kernel(queue, kernel, (_NUM_ITEMS,), (1,))
     cl.enqueue_copy(queue, numbers, buffer)
     return numbers.tolist() == [3 * number + 1 for number in range(_NUM_ITEMS)]
+
+
+def _libraries(kernel_cache: Path) -> list[str]:
+    """Files with code in this process's memory, but for kernels. Empty where there is no such list."""
+    maps = Path("/proc/self/maps")
+    mappings = (line.split(maxsplit=5) for line in maps.read_text().splitlines()) if maps.exists() else ()
+    files = {Path(mapping[5]) for mapping in mappings if len(mapping) == 6 and "x" in mapping[1]}
+    return sorted(str(file) for file in files if kernel_cache not in file.parents and file.is_file())
 
 
 def _tell(report: Path, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""Repacking of file rows into device layouts: exact, bounded, and its sizes counted to the byte."""
+"""Repacking of file rows into device layouts: exact, and its sizes counted to the byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as GgmlType
 from numpy.typing import NDArray
 
-from engine_service.compute.quant_layouts import layout_for, pack, pack_chunks, packed_bytes
+from engine_service.compute.quant_layouts import layout_for, pack, packed_bytes
 from service_common.errors import StartupError
 from tests.engine_service.matrix_data import ALL_TYPES, QUANTISED_TYPES, dequantise_file, file_rows
 from tests.kernels import reference_matmul
@@ -89,20 +89,6 @@ def test_file_blocks_have_ggmls_bytes(name: str, block_bytes: int) -> None:
     """A row's bytes in the file follow the exact size of a block (GGUF-2)."""
     layout = layout_for(GgmlType[name])
     assert layout.file_row_bytes(layout.block * 3) == 3 * block_bytes
-
-
-@pytest.mark.parametrize("name", ["F32", "Q6_K"])
-def test_chunks_are_consecutive_and_bounded(name: str) -> None:
-    """Chunks join to the whole without gaps and none holds more than about a megabyte."""
-    layout = layout_for(GgmlType[name])
-    raw = file_rows(layout.tensor_type, 2003, 1024)
-    chunks = list(pack_chunks(layout, raw, 1024))
-    offsets = np.cumsum([0, *(chunk.size for _, chunk in chunks)])
-    assert len(chunks) > 1
-    assert max(chunk.size for _, chunk in chunks) <= 1.15 * 2**20
-    assert [offset for offset, _ in chunks] == list(offsets[:-1])
-    assert offsets[-1] == packed_bytes(layout, 2003, 1024)
-    np.testing.assert_array_equal(unpacked(layout.tensor_type, raw, 1024), dequantise_file(raw, layout.tensor_type))
 
 
 def test_unsupported_type_is_refused_with_the_list() -> None:

@@ -251,7 +251,7 @@ def model_launches(device: Device, reader: GGUFReader, h: Hyperparameters) -> li
     operations = Operations(device, StepInputs(device, limits))
     cache = KVCache(device, KVCacheShape(h.num_layers, h.num_kv_heads, h.head_dim, BLOCK_SIZE, "f16"), num_blocks=2)
     shape = AttentionShape(h.num_heads, h.num_kv_heads, h.head_dim, h.rope_dim, True)
-    model = LlamaModel(h, reader, Weights(device, reader, Mock()), operations, cache, device, limits)
+    model = LlamaModel(h, reader, Weights(KernelLibrary(device), reader, Mock()), operations, cache, device, limits)
     return operations.copy_blocks(cache, shape) + model.launches
 
 

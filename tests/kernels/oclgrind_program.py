@@ -12,15 +12,19 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pyopencl as cl
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 
 from engine_service.compute.device import Device, list_devices
 from engine_service.compute.kernel_library import KernelLibrary
 from engine_service.compute.launches import SeparateProgram
 from engine_service.compute.model_kernels import ModelKernels, small_model_kernels
+from engine_service.compute.quant_layouts import ROWS, pack
 from engine_service.compute.self_test import TOLERANCE
 from engine_service.compute.self_test_cases import CHUNKS, SelfTestCases
+from engine_service.compute.weight_packer import WeightPacker
 from tests.engine_service.kernels_builder import ALL_LAYOUTS, dealt_out, in_all_roles, layout_named
 
 Chunks = tuple[tuple[int, int], ...]
@@ -40,11 +44,32 @@ class HashingDevice(Device):
         super().read(buffer, out, offset)
         self.digest.update(out.tobytes())
 
+    def lend(self, array: NDArray[Any]) -> cl.Buffer:
+        """A copy: Oclgrind takes the host's memory for uninitialised."""
+        return self.upload(array, "lent")
+
     def empty(self, nbytes: int, name: str) -> cl.Buffer:
         """The sampler reads whole reports but has written of them what was asked for: the rest is made the same."""
         buffer = self.zeros(nbytes, "reports") if name == "sampler.reports" else super().empty(nbytes, name)
         self._buffers.append(buffer)
         return buffer
+
+
+def repack(device: Device, library: KernelLibrary) -> Iterator[str]:
+    """Repacks rows of every layout, the last group of rows being ragged; AssertionError where a kernel is wrong."""
+    packer = WeightPacker(library)
+    for layout in ALL_LAYOUTS:
+        k = 2 * layout.block
+        raw = np.random.default_rng(0).integers(0, 256, (ROWS + 3, layout.file_row_bytes(k)), np.uint8)
+        expected = pack(layout, raw, k)
+        target = device.empty(expected.nbytes, "tiles")
+        with capture_logs() as warnings:
+            list(packer.write(target, layout, raw, k))
+        assert warnings == []
+        out = np.empty_like(expected)
+        device.read(target, out)
+        assert np.array_equal(out, expected), f"repack {layout.name} differs from pack"
+        yield f"repack {layout.name}"
 
 
 def short_cases() -> Iterator[tuple[ModelKernels, Chunks]]:
@@ -83,6 +108,7 @@ def main(form: str) -> None:
     device = HashingDevice(handles[0])  # Oclgrind's where it is the only one, which it is when it runs this program
     program = SeparateProgram(KernelLibrary(device, portable=True))
     hashes = []
+    hashes += [(kernel, device.digest.hexdigest()) for kernel in repack(device, program.library)]
     for kernels, chunks in {"short": short_cases, "full": full_cases}[form]():
         for kernel, difference in SelfTestCases(program, kernels, chunks).differences():
             assert difference <= TOLERANCE, f"{kernel} is off by {difference}"

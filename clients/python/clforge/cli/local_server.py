@@ -52,10 +52,11 @@ class LocalServer:
     async def start(self, tell: Callable[[str], None] = lambda _: None) -> str:
         """Returns the address to connect to, when the first request can be served. `tell` hears how loading goes on."""
         engine = await self._start_child("engine", "engine_service", to_argv(self._engine))
+        tokenizer = await self._start_child("tokenizer", "tokenizer_service", to_argv(self._tokenizer), held=True)
         async with grpc.aio.insecure_channel(self._engine.engine, _FAST_RECONNECT) as channel:
             # The engine binds once it has understood the model file: until then it alone has something to say.
             await self._while_alive(channel.channel_ready(), engine)
-            tokenizer = await self._start_child("tokenizer", "tokenizer_service", to_argv(self._tokenizer))
+            tokenizer.release()
             telling = asyncio.create_task(tell_loading(channel, tell))
             try:
                 return await self._while_alive(tokenizer.announced(), engine, tokenizer)
@@ -79,9 +80,9 @@ class LocalServer:
             child = await task
             self.had_to_kill |= not await child.stop(seconds)
 
-    async def _start_child(self, name: str, module: str, arguments: list[str]) -> Child:
+    async def _start_child(self, name: str, module: str, arguments: list[str], *, held: bool = False) -> Child:
         # Shielded and kept, so that a child whose start was given up is stopped all the same.
-        self._starting.append(asyncio.create_task(Child.start(name, module, arguments)))
+        self._starting.append(asyncio.create_task(Child.start(name, module, arguments, held=held)))
         return await asyncio.shield(self._starting[-1])
 
     async def _while_alive(self, awaited: Coroutine[Any, Any, _T], *children: Child) -> _T:
