@@ -14,7 +14,13 @@ from tests.integration.processes import process
 from tests.integration.served import CLFORGE, address_of, environment
 
 _GENERATE = ("generate", "--chat", "-p", "What is 47 + 38?", "--temperature", "0")
-_AT_ANOTHER_DEFAULT = "import sys; from clforge import cli; cli.DEFAULT_TARGET = sys.argv.pop(1); cli.main()"
+_AT_ANOTHER_DEFAULT = """
+import sys
+from clforge import cli
+from clforge.cli import connection, server
+connection.DEFAULT_TARGET = server.DEFAULT_TARGET = sys.argv.pop(1)
+cli.main()
+"""
 
 
 def generate(default_target: str, *options: str) -> subprocess.CompletedProcess[str]:
