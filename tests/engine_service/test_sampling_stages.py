@@ -157,3 +157,48 @@ def test_token_is_the_oracle_s_for_any_mix_and_order_of_stages(
         wanted = [expected(row, params) for row, params in zip(logits, rows, strict=True)]
         different = [i for i in range(NUM_ROWS) if tokens[i] != wanted[i]]
         assert not different, (rows[different[0]], tokens[different[0]], wanted[different[0]])
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "typical_p": {"typical_p": 0.6},
+    "top_n_sigma": {"top_n_sigma": 1.2},
+    "min_p": {"min_p": 0.1},
+    "xtc": {"xtc": Xtc(probability=0.4, threshold=0.05)},
+    "mirostat": {"mirostat": Mirostat(target=3.0)},
+}
+
+
+def probabilities(logits: Floats, sampling: SamplingParams, max_surprise: int) -> Any:
+    """Of each token, from the oracle's weights; XTC's two outcomes by how often they come up."""
+    if sampling.top_n_sigma:
+        logits = reference.top_n_sigma(logits, sampling.top_n_sigma)
+    with np.errstate(invalid="ignore"):
+        weights = reference.weights(logits, sampling.inverse_temperature)
+    shares = [(1.0, weights)]
+    if sampling.typical_p < 1:
+        shares = [(1.0, reference.typical_p(weights, sampling.typical_p))]
+    if sampling.min_p:
+        shares = [(1.0, np.where(weights >= -(-sampling.min_p_weight * int(weights.max()) >> 31), weights, 0))]
+    if sampling.mirostat:
+        shares = [(1.0, reference.mirostat(weights, max_surprise))]
+    if chance := sampling.xtc.probability:
+        shares = [(1 - chance, weights), (chance, reference.xtc(weights, sampling.xtc.threshold))]
+    return sum(share * kept / kept.sum() for share, kept in shares)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frequencies_are_those_of_the_method(library: KernelLibrary, method: str) -> None:
+    """Chi-squared of 6,400 draws against the oracle, below its 99.9 % point; dropped tokens never come."""
+    row = np.random.default_rng(5).standard_normal(30).astype(np.float32)
+    sampling, max_surprise = SamplingParams(seed=9, temperature=1.3, **METHODS[method]), 5 << 14
+    counts = np.zeros(30)
+    for step in range(200):
+        rows = [RowParams(sampling, step, choice, max_surprise=max_surprise) for choice in range(NUM_ROWS)]
+        np.add.at(counts, [token.token_id for token in sample(library, np.tile(row, (NUM_ROWS, 1)), rows)], 1)
+    wanted = probabilities(row, sampling, max_surprise) * counts.sum()
+    kept = wanted > 0
+    assert 3 < np.count_nonzero(kept) <= 30 - (method != "xtc")
+    assert counts[~kept].sum() == 0
+    freedom = np.count_nonzero(kept) - 1
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty, 1931
+    assert ((counts[kept] - wanted[kept]) ** 2 / wanted[kept]).sum() < limit
