@@ -30,17 +30,18 @@ def test_drafts_that_are_accepted_grow() -> None:
 
 
 def test_drafts_that_are_refused_cease_but_for_rare_probes() -> None:
-    """At no acceptance a handful of rows is lost at first, and then one in 33 steps: below 5 % whatever a row costs."""
+    """At no acceptance some steps take a tenth longer at first, and then one in 33: far below 5 %."""
     limits = lengths(0.0, 1000)
-    assert limits[:6] == [3, 3, 3, 3, 3, 0]
-    assert set(limits[6:]) == {0, 1}
+    assert limits[:16] == [7, *[3] * 14, 0]
+    assert set(limits[16:]) == {0, 1}
     assert sum(limits[20:]) <= 1000 / 32
 
 
 def test_drafts_that_are_half_accepted_stay_short() -> None:
-    """At one in two a draft of three tokens brings most: four rows cost as much as two, and five far more."""
+    """At one in two a draft of three tokens brings most: four rows cost as much as two. After some luck, of seven."""
     limits = lengths(0.5, 1000)[20:]
-    assert limits.count(3) > 0.95 * len(limits)
+    assert limits.count(3) > 0.8 * len(limits)
+    assert set(limits) <= {3, 7}
 
 
 @pytest.mark.parametrize(("acceptance", "drafts"), [(0.5, False), (1.0, True)])
@@ -64,7 +65,7 @@ def test_drafts_come_back_when_the_text_begins_to_repeat() -> None:
     assert limits[-1] == 15
 
 
-@pytest.mark.parametrize(("num_decodes", "chance", "length"), [(1, 0.2, 0), (1, 0.3, 3), (1, 0.9, 7), (1, 1.0, 15)])
+@pytest.mark.parametrize(("num_decodes", "chance", "length"), [(1, 0.05, 0), (1, 0.3, 3), (1, 0.9, 7), (1, 1.0, 15)])
 def test_the_best_length_follows_from_chance_and_cost(num_decodes: int, chance: float, length: int) -> None:
     """Rows come by fours: a draft fills them, or is not made."""
     assert best_length(16, num_decodes, chance) == length

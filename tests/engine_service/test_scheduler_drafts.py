@@ -35,13 +35,13 @@ def test_right_drafts_bring_several_tokens_a_step() -> None:
     world.step()
     step = world.schedule()
     assert step is not None
-    assert chunks_of(step) == [(1, 4, 4, 4)]
+    assert chunks_of(step) == [(1, 4, 5, 5)]
     events = world.update(step)
     assert [event.token.token_id for event in events if isinstance(event, TokenEvent)] == [
-        *ids_alone(request, 0, 5)[1:]
+        *ids_alone(request, 0, 6)[1:]
     ]
-    assert world.run_until_idle() == 2
-    assert world.end_of(1).usage.drafted_tokens == world.end_of(1).usage.accepted_tokens == 3 + 3 + 1
+    assert world.run_until_idle() == 1
+    assert world.end_of(1).usage.drafted_tokens == world.end_of(1).usage.accepted_tokens == 4 + 4
     world.check_empty()
 
 
@@ -117,7 +117,7 @@ def test_no_sequence_is_preempted_for_a_draft() -> None:
     world.add(make_request(2, prompt_len=4, max_tokens=5, cache_salt=None))
     world.run_until_idle()
     assert world.scheduler.stats().num_preemptions == 0
-    assert world.scheduler.stats().accepted_tokens == 2 + 2
+    assert world.scheduler.stats().accepted_tokens == 3 + 3
 
 
 def test_drafts_leave_room_for_prefill() -> None:
