@@ -82,7 +82,7 @@ type UnreachableError struct {
 }
 
 // ErrTLS is the kind of an [UnreachableError] where somebody answers, but one side speaks TLS and the other not, or one does
-// not trust the other.
+// not trust the other. A server that hangs up on the first that is sent is taken for such a one.
 var ErrTLS = errors.New("no secure connection")
 
 // Is tells whether target is ErrTLS and the error is of that kind.
@@ -233,8 +233,11 @@ func tlsCause(err error) string {
 	if _, cause, found := strings.Cut(message, "authentication handshake failed: "); found {
 		return strings.TrimSuffix(cause, `"`)
 	}
-	if strings.Contains(message, "error reading server preface: ") {
-		return "the server hangs up; it may take TLS only, or ask for the client's certificate"
+	// By TLS 1.3 a server refuses a certificate when the client already writes.
+	for _, sign := range []string{"error reading server preface: ", "failed to write client preface: ", "write: broken pipe"} {
+		if strings.Contains(message, sign) {
+			return "the server hangs up; it may take TLS only, or ask for the client's certificate"
+		}
 	}
 	return ""
 }
