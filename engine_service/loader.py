@@ -62,13 +62,7 @@ def load_engine(
     )
     program = choose_program(device, kernels, portable=config.portable_kernels)
     scheduler_config = _scheduler_config(config, plan)
-    limits = StepLimits(
-        max_tokens=config.max_num_batched_tokens,
-        max_seqs=config.max_num_seqs,
-        max_logit_rows=scheduler_config.max_logit_rows,
-        max_blocks_per_seq=-(-plan.context_length // config.block_size),
-        block_size=config.block_size,
-    )
+    limits = _step_limits(config, plan, scheduler_config)
     inputs = StepInputs(device, limits)
     structlog.get_logger(__name__).info("KV cache planned", arithmetic=str(plan))
     cache = KVCache(device, plan.shape, plan.num_blocks)
@@ -108,6 +102,16 @@ def _log_loaded(served: ServedModel, cache: KVCache) -> None:
         kv_cache_bytes=cache.nbytes,
         kv_blocks=cache.num_blocks,
         context_length=served.context_length,
+    )
+
+
+def _step_limits(config: EngineConfig, plan: KVCachePlan, scheduler_config: SchedulerConfig) -> StepLimits:
+    return StepLimits(
+        max_tokens=config.max_num_batched_tokens,
+        max_seqs=config.max_num_seqs,
+        max_logit_rows=scheduler_config.max_logit_rows,
+        max_blocks_per_seq=-(-plan.context_length // config.block_size),
+        block_size=config.block_size,
     )
 
 

@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from engine_service.constraints.limits import PARSER_LIMITS
 from engine_service.constraints.token_bytes import TokenBytes
+from service_common.errors import InternalError
 
 
 class _Encoder:
@@ -20,7 +21,7 @@ class _Encoder:
         self.bos_token_id = None
 
     def __call__(self, text: bytes) -> list[int]:
-        raise NotImplementedError("the engine does not encode text")
+        raise InternalError("a grammar asked for text to be encoded, though none forces any", reason="ENCODER_ASKED")
 
 
 def make_tokenizer(tokens: TokenBytes) -> LLTokenizer:
